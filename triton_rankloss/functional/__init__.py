@@ -1,0 +1,7 @@
+"""The losses as functions: they check their arguments and call one operator."""
+
+from .alrp import ALRPLosses as ALRPLosses
+from .alrp import alrp_loss as alrp_loss
+from .ap import ap_loss as ap_loss
+from .rank_sort import RankSortLosses as RankSortLosses
+from .rank_sort import rank_sort_loss as rank_sort_loss

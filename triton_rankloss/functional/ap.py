@@ -1,0 +1,62 @@
+"""AP Loss."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..ops import ap as ops
+from .validate import check_logits_and_targets, check_not_yet, check_number
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    delta: float = 1.0,
+    interpolate: bool = True,
+    per_image: bool = False,
+    group: "ProcessGroup | None" = None,
+    max_positives: int | None = None,
+) -> Tensor:
+    r"""Average-precision loss: one minus the mean precision at the positives.
+
+    For positives i with logits :math:`p_i` and negatives j with logits :math:`n_j`,
+
+    .. math::
+        a_i = 1 + \sum_{k \ne i} H(p_k - p_i), \quad b_i = \sum_j H(n_j - p_i), \quad
+        \mathrm{loss} = 1 - \frac{1}{|P|} \sum_i q_i
+
+    with :math:`H(x) = \mathrm{clip}(x / 2\delta + 1/2, 0, 1)` and :math:`q_i` the running maximum of the precision
+    :math:`a_i / (a_i + b_i)` over positives in ascending order of score. Backward is the error-driven update of the
+    paper: every positive is pushed up by its error :math:`(1 - q_i) / |P|`, and the negatives ranked above it are
+    pushed down by the same amount in total, shared in proportion to :math:`H(n_j - p_i)`.
+
+    Args:
+        logits: scores before any sigmoid, [..., C] or [N], any floating dtype.
+        targets: dense, of the shape of `logits` (> 0 positive, 0 negative, -1 ignored), or integer labels of shape
+            ``logits.shape[:-1]`` (0..C-1 foreground, C background, -1 ignored).
+        delta: half width of the step H, in logits; 0 is the hard step :math:`[x \ge 0]`.
+        interpolate: take the running maximum of the precision, as the paper does.
+        per_image: rank within each image (first dimension), average over the images that have a positive.
+        group: process group whose global batch is ranked.
+        max_positives: upper bound on the number of positives, which spares the host synchronization.
+
+    Returns:
+        A scalar in [0, 1]: float64 for float64 logits, else float32. Without positives 0, with gradient 0.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
+        RuntimeError: in a second backward through the gradient.
+
+    Infinite logits count as the largest finite ones; a NaN among the candidates makes the loss NaN.
+
+    Source: Chen et al., CVPR 2019, arXiv 1904.06373, equations 3 to 8; TPAMI 2020, arXiv 2008.07294. The published
+    code loops over positives, is undefined without any and overflows in half precision; values are the same.
+    """
+    check_logits_and_targets(logits, targets, per_image=per_image)
+    check_number("delta", delta, 0)
+    check_not_yet(group, max_positives)
+    return ops.ap_loss(logits, targets, delta, interpolate, per_image)[0]

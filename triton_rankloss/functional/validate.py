@@ -1,0 +1,78 @@
+"""Checks of arguments: from metadata alone, with messages that name the argument and what it got."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_float_tensor(name: str, value: Tensor, *, like: Tensor | None = None) -> None:
+    """A floating-point tensor, on the device of `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype; got {value.dtype}")
+    check_device(name, value, like)
+
+
+def check_device(name: str, value: Tensor, like: Tensor | None) -> None:
+    """On the device of `like`, if that is given."""
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name} must be on the same device as the other arguments, {like.device}; got {value.device}")
+
+
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
+) -> None:
+    """A finite number from `low` to `high`, a bound itself excluded where it is open."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if not (math.isfinite(value) and above and below):
+        upper = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"
+        raise ValueError(f"{name} must be {'>' if low_open else '>='} {low:g}{upper} and finite; got {value}")
+
+
+def check_logits_and_targets(logits: Tensor, targets: Tensor, *, per_image: bool = False) -> None:
+    """Logits [..., C] with dense targets of their shape or integer labels of shape logits.shape[:-1]."""
+    check_float_tensor("logits", logits)
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be a tensor; got {type(targets).__name__}")
+    if targets.dtype.is_complex:
+        raise TypeError(f"targets must have a real dtype; got {targets.dtype}")
+    if logits.dim() == 0:
+        raise ValueError("logits must have at least one dimension; got shape ()")
+    dense = targets.shape == logits.shape
+    if not dense and targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets must have the shape of logits, {tuple(logits.shape)} (dense), or {tuple(logits.shape[:-1])} "
+            f"(labels); got shape {tuple(targets.shape)}"
+        )
+    if not dense and (targets.dtype.is_floating_point or targets.dtype == torch.bool):
+        raise TypeError(f"targets given as labels must have an integer dtype; got {targets.dtype}")
+    check_device("targets", targets, logits)
+    if not isinstance(per_image, bool):
+        raise TypeError(f"per_image must be a bool; got {type(per_image).__name__}")
+    if per_image and targets.dim() < 2:
+        raise ValueError(
+            "per_image=True needs images as the first dimension of logits and targets, and candidates behind it; "
+            f"got targets of shape {tuple(targets.shape)}"
+        )
+
+
+def check_per_positive(name: str, value: Tensor, logits: Tensor, *, per_anchor: bool = False) -> None:
+    """A floating-point tensor [P], or with `per_anchor` one value for every anchor of the logits."""
+    check_float_tensor(name, value, like=logits)
+    anchors_shape = logits.shape[:-1] if logits.dim() > 1 else logits.shape
+    if value.dim() != 1 and not (per_anchor and value.shape == anchors_shape):
+        expected = f"[P] or {tuple(anchors_shape)}" if per_anchor else "[P]"
+        raise ValueError(f"{name} must have shape {expected}, P the number of positives; got {tuple(value.shape)}")
+
+
+def check_not_yet(group: object, max_positives: object) -> None:
+    """`group` and `max_positives` are part of the interface, and not implemented in this version."""
+    if group is not None:
+        raise NotImplementedError("group: ranking over a process group is not implemented in this version")
+    if max_positives is not None:
+        raise NotImplementedError("max_positives is not implemented in this version")
