@@ -24,6 +24,8 @@ from torch import Tensor
 
 from .targets import accumulation_dtype, negative_mask, positive_positions, result_dtype
 
+LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
+
 
 class Scope(NamedTuple):
     """The candidates that are ranked against each other: one image, or all that were passed in."""
@@ -56,26 +58,26 @@ def split_scopes(logits: Tensor, targets: Tensor, delta: float, per_image: bool)
     images = list(zip(logits, targets, strict=True)) if per_image else [(logits, targets)]
     scopes = []
     for i, (image_logits, image_targets) in enumerate(images):
-        flat = finite(image_logits.reshape(-1))
+        scores = finite(image_logits)
+        flat = scores.reshape(-1)
         positions = positive_positions(image_logits, image_targets)
         positives = flat[positions].to(accumulation_dtype(logits))
-        negatives = flat[relevant_negatives(image_logits, image_targets, positives, delta)]
+        negatives = flat[relevant_negatives(scores, image_targets, positives, delta)]
         scopes.append(Scope(positions + i * flat.numel(), positives, negatives))
     return scopes
 
 
 def finite(scores: Tensor) -> Tensor:
-    """Scores with the infinities of an overflow moved to the ends of float32, where differences still have a sign."""
+    """Scores with the infinities of an overflow made very large numbers, which have differences."""
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    limit = torch.finfo(torch.float32).max
-    return scores.clamp(-limit, limit)
+    return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
 
 
-def relevant_negatives(logits: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
+def relevant_negatives(scores: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
     """Flat positions of the negatives that some positive can see; NaN stays in, so that it reaches the loss."""
     if positives.numel() == 0:
         return positives.new_zeros(0, dtype=torch.long)
-    mask = ~(logits < positives.min() - delta) & negative_mask(logits, targets)
+    mask = ~(scores < positives.min() - delta) & negative_mask(scores, targets)
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
@@ -107,15 +109,17 @@ def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | 
     mass = torch.bincount(bins, masses, minlength=num_bins).to(kinks.dtype)
     above = mass.flip(0).cumsum(0).flip(0)  # above[m]: the mass in bins m, m + 1, ...
     if delta == 0:
-        return above[torch.searchsorted(kinks, positives, right=True)]
+        # Comparisons hide NaN; these zeros are NaN where an input is.
+        return above[torch.searchsorted(kinks, positives, right=True)] + 0 * positives + 0 * candidates.sum()
 
     offsets = offsets_from_kink(candidates, kinks, bins, delta)
     inside = torch.bincount(bins, offsets if masses is None else offsets * masses, minlength=num_bins)
     area = inside[1:].clone()
     area[:-1] += above[2:] * kinks.diff().clamp(max=2 * delta)
     area = area.flip(0).cumsum(0).flip(0)  # area[m]: to the right of kink m
-    lower = torch.searchsorted(kinks, positives - delta)
-    upper = torch.searchsorted(kinks, positives + delta)
+    # A NaN is sorted behind the last kink, where the area is NaN by then.
+    lower = torch.searchsorted(kinks, positives - delta).clamp(max=kinks.numel() - 1)
+    upper = torch.searchsorted(kinks, positives + delta).clamp(max=kinks.numel() - 1)
     return (area[lower] - area[upper]) / (2 * delta)
 
 
@@ -151,9 +155,9 @@ def transport_to_logits(
     for scope, (first, last) in enumerate(pairwise(bounds)):
         image = (scope,) if len(bounds) > 2 else ()
         positives = scores[first:last].to(dtype)
-        negatives = relevant_negatives(logits[image], targets[image], positives, delta)
-        candidates = finite(logits[image].reshape(-1)[negatives])
-        carried = transport(candidates, positives, weights[first:last], delta)
+        candidates = finite(logits[image])
+        negatives = relevant_negatives(candidates, targets[image], positives, delta)
+        carried = transport(candidates.reshape(-1)[negatives], positives, weights[first:last], delta)
         gradient[image].view(-1)[negatives] = carried.to(gradient.dtype)
     gradient.view(-1)[positions] = (upstream @ updates.to(dtype)).to(gradient.dtype)
     return gradient
@@ -169,24 +173,23 @@ def bucketize(candidates: Tensor, kinks: Tensor) -> Tensor:
     """How many kinks are at or below each candidate, int64 [M] in 0..len(kinks).
 
     A table over a uniform grid answers for every cell without a kink; only candidates that share a cell with a kink
-    are searched for, which halves the time of the search alone on a CPU. The map to cells is monotone, rounding
-    included, so the table is exact. Rounding kinks to the dtype of the candidates may move a candidate across one:
-    H is continuous there; and for delta = 0 a kink is a score, which has that dtype already.
+    are searched for, which takes half the time of searching for all on a CPU. The map to cells is monotone, rounding
+    included, so the table is exact.
     """
-    kinks = kinks.to(candidates.dtype)
     num_cells = max(1024, min(2**16, 32 * kinks.numel()))
-    low, high = kinks[0], kinks[-1]
-    scale = (num_cells - 1) / (high - low).clamp(min=torch.finfo(kinks.dtype).tiny)
+    low, high = kinks[0].to(candidates.dtype), kinks[-1].to(candidates.dtype)
+    scale = (num_cells - 3) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
 
     def cell(x: Tensor) -> Tensor:
         # NaN becomes an arbitrary integer: the second clamp keeps it a valid cell, and its offset stays NaN.
-        return ((x - low) * scale).clamp_(0, num_cells - 1).int().clamp_(0, num_cells - 1)
+        # The first and the last cell are for what lies outside the kinks.
+        return ((x - low) * scale + 1).clamp_(0, num_cells - 1).int().clamp_(0, num_cells - 1)
 
-    kinks_in_cell = torch.bincount(cell(kinks), minlength=num_cells)
+    kinks_in_cell = torch.bincount(cell(kinks.to(candidates.dtype)), minlength=num_cells)
     table = (kinks_in_cell.cumsum(0) - kinks_in_cell).masked_fill(kinks_in_cell > 0, -1)
     bins = table.index_select(0, cell(candidates))
     undecided = (bins < 0).nonzero().squeeze(1)
-    bins[undecided] = torch.bucketize(candidates[undecided], kinks, right=True)
+    bins[undecided] = torch.bucketize(candidates[undecided].to(kinks.dtype), kinks, right=True)
     return bins
 
 

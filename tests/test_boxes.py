@@ -1,0 +1,322 @@
+"""Box losses: literal formulas, autograd of the formulas as torchvision.ops writes them, cases worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, TOLERANCE, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import triton_rankloss as trl
+
+LOSSES = {
+    "iou": trl.box_iou_loss,
+    "giou": trl.generalized_box_iou_loss,
+    "diou": trl.distance_box_iou_loss,
+    "ciou": trl.complete_box_iou_loss,
+#    "harmonic": trl.harmonic_iou_loss,
+}
+MODULES = {
+    "iou": trl.BoxIoULoss,
+    "giou": trl.GeneralizedBoxIoULoss,
+    "diou": trl.DistanceBoxIoULoss,
+    "ciou": trl.CompleteBoxIoULoss,
+#    "harmonic": trl.HarmonicIoULoss,
+}
+every_loss = pytest.mark.parametrize("kind", LOSSES)
+
+
+def literal(kind, a, b, eps=1e-7, gamma=0.8):
+    """The loss of two boxes, in Python floats."""
+    width_a, height_a = max(a[2] - a[0], 0), max(a[3] - a[1], 0)
+    width_b, height_b = max(b[2] - b[0], 0), max(b[3] - b[1], 0)
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = width * height if width > 0 and height > 0 else 0.0
+    union = width_a * height_a + width_b * height_b - intersection
+    iou = intersection / (union + eps)
+    around = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
+    around = max(around[0], 0), max(around[1], 0)
+    if kind == "iou":
+        return 1 - iou
+    if kind == "harmonic":
+        return (1 + iou) ** gamma * (1 - iou)
+    if kind == "giou":
+        area = around[0] * around[1]
+        return 1 - iou + (area - union) / (area + eps)
+    centres = ((a[0] + a[2] - b[0] - b[2]) / 2) ** 2 + ((a[1] + a[3] - b[1] - b[3]) / 2) ** 2
+    loss = 1 - iou + centres / (around[0] ** 2 + around[1] ** 2 + eps)
+    if kind == "ciou":
+        v = 4 / math.pi**2 * (math.atan2(width_b, height_b) - math.atan2(width_a, height_a)) ** 2
+        loss += v / (1 - iou + v + eps) * v
+    return loss
+
+
+def as_torchvision_writes_it(kind, boxes1, boxes2, eps=1e-7, gamma=0.8):
+    """The formulas, one coordinate at a time, for autograd to differentiate."""
+    x1, y1, x2, y2 = boxes1.unbind(-1)
+    u1, v1, u2, v2 = boxes2.unbind(-1)
+    left, top, right, bottom = torch.max(x1, u1), torch.max(y1, v1), torch.min(x2, u2), torch.min(y2, v2)
+    intersection = torch.where((right > left) & (bottom > top), (right - left) * (bottom - top), 0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection
+    iou = intersection / (union + eps)
+    across, down = torch.max(x2, u2) - torch.min(x1, u1), torch.max(y2, v2) - torch.min(y1, v1)
+    if kind == "iou":
+        return 1 - iou
+    if kind == "harmonic":
+        return (1 + iou) ** gamma * (1 - iou)
+    if kind == "giou":
+        return 1 - iou + (across * down - union) / (across * down + eps)
+    centres = ((x1 + x2) / 2 - (u1 + u2) / 2) ** 2 + ((y1 + y2) / 2 - (v1 + v2) / 2) ** 2
+    loss = 1 - iou + centres / (across**2 + down**2 + eps)
+    if kind == "ciou":
+        v = 4 / math.pi**2 * (torch.atan((u2 - u1) / (v2 - v1)) - torch.atan((x2 - x1) / (y2 - y1))) ** 2
+        with torch.no_grad():
+            alpha = v / (1 - iou + v + eps)
+        loss = loss + alpha * v
+    return loss
+
+
+def proper(num, *shape):
+    """Boxes in float64 with x1 < x2 and y1 < y2, coordinates up to 12, that float32 can hold."""
+    corner = 6 * torch.rand(num, *shape, 2)
+    return torch.cat([corner, corner + 0.5 + 5 * torch.rand(num, *shape, 2)], -1).double()
+
+
+def gradients_of(loss, boxes1, boxes2, upstream, **options):
+    boxes1, boxes2 = boxes1.clone().requires_grad_(), boxes2.clone().requires_grad_()
+    losses = loss(boxes1, boxes2, **options)
+    return losses.detach(), *torch.autograd.grad(losses, (boxes1, boxes2), upstream.to(losses.dtype))
+
+
+@every_loss
+@pytest.mark.parametrize("grid", [False, True], ids=["generic", "many ties"])
+def test_losses_and_gradients(kind, grid, device):
+    boxes1, boxes2 = proper(200), proper(200)
+    if grid:  # small integers: equal ends, touching and equal boxes, all of them frequent
+        boxes1, boxes2 = (boxes1 / 3).round(), (boxes2 / 3).round()
+        boxes1[:, 2:] += (boxes1[:, 2:] == boxes1[:, :2]).double()
+        boxes2[:, 2:] += (boxes2[:, 2:] == boxes2[:, :2]).double()
+    upstream = torch.randn(200, dtype=torch.float64)
+    on_device = (tensor.to(device) for tensor in (boxes1, boxes2, upstream))
+    losses, gradient1, gradient2 = gradients_of(LOSSES[kind], *on_device)
+    assert losses.dtype == torch.float64
+    assert relative_error(losses, torch.tensor([literal(kind, *pair) for pair in zip(boxes1.tolist(), boxes2.tolist())]
+                                               , dtype=torch.float64)) < 1e-12  # fmt: skip
+    boxes1.requires_grad_(), boxes2.requires_grad_()
+    expected = as_torchvision_writes_it(kind, boxes1, boxes2)
+    expected1, expected2 = torch.autograd.grad(expected, (boxes1, boxes2), upstream)
+    assert relative_error(losses, expected) < 1e-12
+    assert relative_error(gradient1, expected1) < 1e-12
+    assert relative_error(gradient2, expected2) < 1e-12
+
+
+# a = (0, 0, 2, 2) against b. All of them with eps = 0.
+HAND = [
+    # half: I = 2, U = 4, IoU = 1/2; the box around both is a, C = 4, D = 8; centres (1, 1), (0.5, 1): d = 1/4;
+    # angles atan 1 = pi/4, atan(1/2): v = (1 - 4 atan(1/2) / pi)^2 / 4 = 0.0419551, alpha = v / (1/2 + v)
+    ("nested", (0, 0, 1, 2), {"iou": 1 / 2, "giou": 1 / 2, "diou": 1 / 2 + 1 / 32, "harmonic": 1.5**0.8 / 2,
+                              "ciou": 1 / 2 + 1 / 32 + 0.0419551**2 / 0.5419551}),
+    # I = 1, U = 7; C = 9; d = 2, D = 18
+    ("overlapping", (1, 1, 3, 3), {"iou": 6 / 7, "giou": 6 / 7 + 2 / 9, "diou": 6 / 7 + 1 / 9, "ciou": 6 / 7 + 1 / 9,
+                                   "harmonic": (8 / 7) ** 0.8 * 6 / 7}),
+    # I = 0, U = 8 = C; d = 4, D = 16 + 4
+    ("touching", (2, 0, 4, 2), {"iou": 1, "giou": 1, "diou": 1 + 4 / 20, "ciou": 1 + 4 / 20, "harmonic": 1}),
+    # I = 0, U = 8, C = 12; d = 16, D = 36 + 4
+    ("apart", (4, 0, 6, 2), {"iou": 1, "giou": 1 + 4 / 12, "diou": 1 + 16 / 40, "ciou": 1 + 16 / 40, "harmonic": 1}),
+    ("equal", (0, 0, 2, 2), {"iou": 0, "giou": 0, "diou": 0, "ciou": 0, "harmonic": 0}),
+    # the point (1, 1): I = 0, U = 4 = C, d = 0; its angle 0 against pi/4: v = 1/4, alpha = 1/4 / (1 + 1/4)
+    ("point", (1, 1, 1, 1), {"iou": 1, "giou": 1, "diou": 1, "ciou": 1 + 1 / 20, "harmonic": 1}),
+    # an upright line at the left side: centres (1, 1), (0, 1): d = 1, D = 8; its angle 0
+    ("line", (0, 0, 0, 2), {"iou": 1, "giou": 1, "diou": 1 + 1 / 8, "ciou": 1 + 1 / 8 + 1 / 20, "harmonic": 1}),
+    # x2 < x1: empty. Width 0, height 2: as the line, but its centre is a's, d = 0
+    ("reversed", (2, 0, 0, 2), {"iou": 1, "giou": 1, "diou": 1, "ciou": 1 + 1 / 20, "harmonic": 1}),
+]  # fmt: skip
+
+
+@every_loss
+@pytest.mark.parametrize(("box", "expected"), [case[1:] for case in HAND], ids=[case[0] for case in HAND])
+def test_by_hand(kind, box, expected, device):
+    boxes1 = torch.tensor([[0.0, 0, 2, 2]], dtype=torch.float64, device=device)
+    boxes2 = torch.tensor([box], dtype=torch.float64, device=device)
+    upstream = torch.ones(1, dtype=torch.float64, device=device)
+    loss, gradient1, gradient2 = gradients_of(LOSSES[kind], boxes1, boxes2, upstream, eps=1e-300)
+    assert loss.item() == pytest.approx(expected[kind], rel=1e-6, abs=1e-15)
+    swapped, *_ = gradients_of(LOSSES[kind], boxes2, boxes1, upstream, eps=1e-300)
+    assert swapped.item() == pytest.approx(loss.item(), abs=1e-15)
+    assert gradient1.isfinite().all()
+    assert gradient2.isfinite().all()
+
+
+def test_gradients_by_hand(device):
+    # a = (0, 0, 2, 2), b = (1, 1, 3, 3): I = 1, U = 7. dI/dx2 = 1, d|a|/dx2 = 2, so dIoU/dx2 = (1 * 7 - 1 * 1) / 49;
+    # dI/dx1 = 0, d|a|/dx1 = -2, dU/dx1 = -2: dIoU/dx1 = 2/49.
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]], dtype=torch.float64, device=device)
+    _, gradient, _ = gradients_of(trl.box_iou_loss, boxes[:1], boxes[1:], torch.ones(1, device=device), eps=0)
+    assert gradient[0].tolist() == pytest.approx([-2 / 49, -2 / 49, -6 / 49, -6 / 49])
+    # Apart, only C moves: b = (4, 0, 6, 2), C = 12, U = 8: (C - U) / C has dx1: dU = -2, dC = -2: (-dU C + U dC) / C^2
+    # = (24 - 16) / 144; dx2: dU = 2, dC = 0: -24 / 144; y1 and y2 tie, so dC is half of -6 or 6, dU = -2 or 2:
+    # (24 - 24) / 144 = 0.
+    boxes[1] = torch.tensor([4.0, 0, 6, 2])
+    _, gradient, _ = gradients_of(
+        trl.generalized_box_iou_loss, boxes[:1], boxes[1:], torch.ones(1, device=device), eps=0
+    )
+    assert gradient[0].tolist() == pytest.approx([1 / 18, 0, -1 / 6, 0], abs=1e-15)
+
+
+@every_loss
+def test_a_perfect_box_has_no_gradient(kind, device):
+    boxes = proper(20).to(device)
+    losses, gradient1, gradient2 = gradients_of(LOSSES[kind], boxes, boxes, torch.ones(20, device=device))
+    assert losses.abs().max() < 1e-6
+    if kind != "harmonic":
+        assert gradient1.abs().max() < 1e-6
+        assert gradient2.abs().max() < 1e-6
+
+
+@every_loss
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(-3, 3)] * 8), min_size=1, max_size=6),
+    st.tuples(st.floats(-100, 100), st.floats(-100, 100)),
+    st.floats(0.1, 10),
+)
+def test_properties(kind, coordinates, shift, scale):
+    """Bounded and finite for any boxes; symmetric; for proper boxes the same wherever they are and in any unit."""
+    boxes1, boxes2 = torch.tensor(coordinates, dtype=torch.float64).split(4, dim=1)
+    losses, *gradients = gradients_of(LOSSES[kind], boxes1, boxes2, torch.ones(len(coordinates)), eps=1e-9)
+    assert losses.min() >= -1e-6
+    assert losses.max() <= {"iou": 1, "giou": 2, "diou": 2, "ciou": 3, "harmonic": 1.05}[kind] + 1e-6
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert torch.allclose(LOSSES[kind](boxes2, boxes1, eps=1e-9), losses, atol=1e-12)
+    moved = torch.tensor([*shift, *shift], dtype=torch.float64)
+    is_box = ((boxes1[:, 2:] > boxes1[:, :2]) & (boxes2[:, 2:] > boxes2[:, :2])).all(1)
+    elsewhere = LOSSES[kind](scale * boxes1 + moved, scale * boxes2 + moved, eps=1e-9)
+    assert torch.allclose(elsewhere[is_box], losses[is_box], atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(kind, dtype, device):
+    boxes1, boxes2 = (50 * proper(64)).to(device, dtype), (50 * proper(64)).to(device, dtype)  # areas overflow float16
+    upstream = torch.ones(64, device=device)
+    losses, gradient1, gradient2 = gradients_of(LOSSES[kind], boxes1, boxes2, upstream)
+    expected, expected1, expected2 = gradients_of(LOSSES[kind], boxes1.double(), boxes2.double(), upstream)
+    assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert gradient1.dtype == gradient2.dtype == dtype
+    assert relative_error(losses, expected) < min(TOLERANCE[dtype], 1e-6)
+    assert relative_error(gradient1, expected1) < TOLERANCE[dtype]
+    assert relative_error(gradient2, expected2) < TOLERANCE[dtype]
+
+
+def test_dtypes_may_differ(device):
+    boxes1, boxes2 = proper(8).to(device, torch.float16), proper(8).to(device)
+    losses, gradient1, gradient2 = gradients_of(trl.box_iou_loss, boxes1, boxes2, torch.ones(8, device=device))
+    assert (losses.dtype, gradient1.dtype, gradient2.dtype) == (torch.float64, torch.float16, torch.float64)
+
+
+@every_loss
+def test_reductions(kind, device):
+    boxes1, boxes2 = proper(3, 5).to(device), proper(3, 5).to(device)
+    losses = LOSSES[kind](boxes1, boxes2)
+    assert losses.shape == (3, 5)
+    assert LOSSES[kind](boxes1, boxes2, reduction="sum").item() == pytest.approx(losses.sum().item())
+    assert LOSSES[kind](boxes1, boxes2, reduction="mean").item() == pytest.approx(losses.sum().item() / 15)
+    assert LOSSES[kind](boxes1[0, 0], boxes2[0, 0]).item() == losses[0, 0].item()
+    for reduction in ("none", "mean", "sum"):
+        module = MODULES[kind](reduction=reduction)
+        assert torch.equal(module(boxes1, boxes2), LOSSES[kind](boxes1, boxes2, reduction=reduction))
+        assert f"reduction={reduction!r}, eps=1e-07" in repr(module)
+
+
+@every_loss
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_no_boxes(kind, reduction, device):
+    boxes1 = torch.zeros(0, 4, device=device, requires_grad=True)
+    loss = LOSSES[kind](boxes1, torch.zeros(0, 4, device=device), reduction=reduction)
+    assert loss.sum().item() == 0
+    assert loss.shape == ((0,) if reduction == "none" else ())
+    loss.sum().backward()
+    assert boxes1.grad.shape == (0, 4)
+
+
+@every_loss
+@pytest.mark.parametrize("column", range(4))
+def test_nan_in_nan_out(kind, column, device):
+    boxes1, boxes2 = proper(2).to(device), proper(2).to(device)
+    boxes1[0, column] = torch.nan
+    losses, gradient1, _ = gradients_of(LOSSES[kind], boxes1, boxes2, torch.ones(2, device=device))
+    assert losses.isnan().tolist() == [True, False]
+    assert gradient1.isnan().any(1).tolist() == [True, False]
+
+
+@every_loss
+def test_strided_boxes(kind, device):
+    boxes1, boxes2, upstream = proper(20).to(device), proper(20).to(device), torch.randn(20, device=device)
+    expected = gradients_of(LOSSES[kind], boxes1, boxes2, upstream)
+    columns = boxes1.t().contiguous().t(), boxes2.repeat(1, 2)[:, :4]
+    assert not columns[0].is_contiguous()
+    for actual, wanted in zip(gradients_of(LOSSES[kind], *columns, upstream), expected):
+        assert torch.equal(actual, wanted)
+    total, gradient, _ = gradients_of(LOSSES[kind], *columns, torch.tensor(1.0, device=device), reduction="sum")
+    assert gradient.isfinite().all()
+
+
+BOXES = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((BOXES.tolist(), BOXES), TypeError, "boxes1 must be a tensor; got list"),
+        ((BOXES.long(), BOXES), TypeError, "boxes1 must have a floating-point dtype; got torch.int64"),
+        ((BOXES, BOXES.int()), TypeError, "boxes2 must have a floating-point dtype; got torch.int32"),
+        ((BOXES[:, :3], BOXES), ValueError, r"boxes1 must have shape \[..., 4\]; got \(3, 3\)"),
+        ((BOXES[0, 0], BOXES), ValueError, r"boxes1 must have shape \[..., 4\]; got \(\)"),
+        ((BOXES, BOXES[:1]), ValueError, r"boxes2 must have the shape .* \(3, 4\); got \(1, 4\)"),
+        ((BOXES, BOXES.to("meta")), ValueError, "boxes2 must be on the same device .* cpu; got meta"),
+        ((BOXES, BOXES, "max"), ValueError, "reduction must be one of 'none', 'mean', 'sum'; got 'max'"),
+        ((BOXES, BOXES, "sum", -1.0), ValueError, "eps must be >= 0 and finite; got -1.0"),
+        ((BOXES, BOXES, "sum", "0"), TypeError, "eps must be a number; got str"),
+    ],
+)
+@pytest.mark.parametrize("kind", list(LOSSES)[:4])
+def test_bad_arguments(kind, arguments, error, message):
+    with pytest.raises(error, match=message):
+        LOSSES[kind](*arguments)
+    if len(arguments) > 2:
+        with pytest.raises(error, match=message):
+            MODULES[kind](*arguments[2:])
+
+
+@every_loss
+def test_double_backward(kind, device):
+    boxes1, boxes2 = proper(3).to(device).requires_grad_(), proper(3).to(device)
+    loss = LOSSES[kind](boxes1, boxes2, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, boxes1, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
+        gradient.sum().backward()
+
+
+@every_loss
+def test_operator(kind, device):
+    boxes1, boxes2 = proper(5).to(device).requires_grad_(), proper(5).to(device).half().requires_grad_()
+    op = torch.ops.triton_rankloss.box_loss
+    torch.library.opcheck(op, (boxes1, boxes2, kind, 0.8, 1e-7))
+    op = torch.ops.triton_rankloss.box_loss_backward
+    upstream = torch.randn(5, dtype=torch.float64, device=device)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op, (boxes1.detach(), boxes2.detach(), upstream, kind, 0.8, 1e-7), test_utils=checks)
+
+
+@every_loss
+def test_compile_and_autocast(kind, device):
+    boxes1, boxes2 = proper(6).to(device).requires_grad_(), proper(6).to(device)
+    expected = LOSSES[kind](boxes1, boxes2, reduction="mean")
+    (expected_gradient,) = torch.autograd.grad(expected, boxes1)
+    compiled = torch.compile(LOSSES[kind], fullgraph=True, backend="aot_eager")
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        for loss in (compiled(boxes1, boxes2, reduction="mean"), LOSSES[kind](boxes1, boxes2, reduction="mean")):
+            (gradient,) = torch.autograd.grad(loss, boxes1)
+            assert loss.item() == pytest.approx(expected.item())
+            assert torch.equal(gradient, expected_gradient)
