@@ -76,3 +76,39 @@ def check_not_yet(group: object, max_positives: object) -> None:
         raise NotImplementedError("group: ranking over a process group is not implemented in this version")
     if max_positives is not None:
         raise NotImplementedError("max_positives is not implemented in this version")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """One of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_bool(name: str, value: bool) -> None:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+
+
+def check_boxes(name: str, value: Tensor, *, like: Tensor | None = None, shape: torch.Size | None = None) -> None:
+    """Floating-point boxes [..., 4], of `shape` if that is given."""
+    check_float_tensor(name, value, like=like)
+    if value.dim() == 0 or value.shape[-1] != 4:
+        raise ValueError(f"{name} must have shape [..., 4]; got {tuple(value.shape)}")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name} must have the shape of the boxes it is paired with, {tuple(shape)}; got "
+                         f"{tuple(value.shape)}")  # fmt: skip
+
+
+def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
+    """None, a number > 0, or a tensor without dimensions on the device of `like`; its value is not looked at."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        check_number("avg_factor", value, 0, low_open=True)
+        return
+    if value.dim() != 0:
+        raise ValueError(f"avg_factor must be a number or a tensor without dimensions; got shape {tuple(value.shape)}")
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"avg_factor must have a real dtype; got {value.dtype}")
+    check_device("avg_factor", value, like)
