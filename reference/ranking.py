@@ -181,9 +181,8 @@ def bucketize(candidates: Tensor, kinks: Tensor) -> Tensor:
     scale = (num_cells - 3) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
 
     def cell(x: Tensor) -> Tensor:
-        # NaN becomes an arbitrary integer: the second clamp keeps it a valid cell, and its offset stays NaN.
-        # The first and the last cell are for what lies outside the kinks.
-        return ((x - low) * scale + 1).clamp_(0, num_cells - 1).int().clamp_(0, num_cells - 1)
+        # The first and the last cell are for what lies outside the kinks; NaN counts as above them, as in a sort.
+        return ((x - low) * scale + 1).clamp_(0, num_cells - 1).nan_to_num_(nan=num_cells - 1).int()
 
     kinks_in_cell = torch.bincount(cell(kinks.to(candidates.dtype)), minlength=num_cells)
     table = (kinks_in_cell.cumsum(0) - kinks_in_cell).masked_fill(kinks_in_cell > 0, -1)
