@@ -1,11 +1,11 @@
 """The losses as functions: they check their arguments and call one operator."""
 
-from .alrp import ALRPLosses as ALRPLosses
-from .alrp import alrp_loss as alrp_loss
+from .alrp import ALRPLosses as ALRPLosses, alrp_loss as alrp_loss
 from .ap import ap_loss as ap_loss
-from .boxes import box_iou_loss as box_iou_loss
-from .boxes import complete_box_iou_loss as complete_box_iou_loss
-from .boxes import distance_box_iou_loss as distance_box_iou_loss
-from .boxes import generalized_box_iou_loss as generalized_box_iou_loss
-from .rank_sort import RankSortLosses as RankSortLosses
-from .rank_sort import rank_sort_loss as rank_sort_loss
+from .boxes import (
+    box_iou_loss as box_iou_loss,
+    complete_box_iou_loss as complete_box_iou_loss,
+    distance_box_iou_loss as distance_box_iou_loss,
+    generalized_box_iou_loss as generalized_box_iou_loss,
+)
+from .rank_sort import RankSortLosses as RankSortLosses, rank_sort_loss as rank_sort_loss

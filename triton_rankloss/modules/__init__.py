@@ -1,6 +1,11 @@
 """The losses as modules: they store hyper-parameters and call the functions."""
 
-from .boxes import BoxIoULoss as BoxIoULoss
-from .boxes import CompleteBoxIoULoss as CompleteBoxIoULoss
-from .boxes import DistanceBoxIoULoss as DistanceBoxIoULoss
-from .boxes import GeneralizedBoxIoULoss as GeneralizedBoxIoULoss
+from .alrp import ALRPLoss as ALRPLoss
+from .ap import APLoss as APLoss
+from .boxes import (
+    BoxIoULoss as BoxIoULoss,
+    CompleteBoxIoULoss as CompleteBoxIoULoss,
+    DistanceBoxIoULoss as DistanceBoxIoULoss,
+    GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
+)
+from .rank_sort import RankSortBoxLosses as RankSortBoxLosses, RankSortLoss as RankSortLoss
