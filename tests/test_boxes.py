@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from cases import DTYPES, TOLERANCE, relative_error
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import triton_rankloss as trl
 

@@ -9,6 +9,10 @@ from .functional import (
     complete_box_iou_loss as complete_box_iou_loss,
     distance_box_iou_loss as distance_box_iou_loss,
     generalized_box_iou_loss as generalized_box_iou_loss,
+    iou_balanced_bce_loss as iou_balanced_bce_loss,
+    iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
+    iou_balanced_focal_loss as iou_balanced_focal_loss,
+    iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
     rank_sort_loss as rank_sort_loss,
 )
 from .modules import (
@@ -18,6 +22,10 @@ from .modules import (
     CompleteBoxIoULoss as CompleteBoxIoULoss,
     DistanceBoxIoULoss as DistanceBoxIoULoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
+    IoUBalancedBCELoss as IoUBalancedBCELoss,
+    IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
+    IoUBalancedFocalLoss as IoUBalancedFocalLoss,
+    IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
     RankSortBoxLosses as RankSortBoxLosses,
     RankSortLoss as RankSortLoss,
 )

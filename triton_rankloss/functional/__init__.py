@@ -8,4 +8,10 @@ from .boxes import (
     distance_box_iou_loss as distance_box_iou_loss,
     generalized_box_iou_loss as generalized_box_iou_loss,
 )
+from .iou_balanced import (
+    iou_balanced_bce_loss as iou_balanced_bce_loss,
+    iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
+    iou_balanced_focal_loss as iou_balanced_focal_loss,
+    iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
+)
 from .rank_sort import RankSortLosses as RankSortLosses, rank_sort_loss as rank_sort_loss

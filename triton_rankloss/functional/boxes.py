@@ -41,7 +41,7 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
 
     Arguments, result, errors and edge cases are those of :func:`box_iou_loss`, but for boxes that do not intersect.
 
-    Source: Rezatofighi et al., CVPR 2019, arXiv 1902.09630, algorithm 1. Values are those of
+    Source: Rezatofighi et al., CVPR 2019, arXiv 1902.09630, algorithm 2. Values are those of
     ``torchvision.ops.generalized_box_iou_loss``, except that there boxes with x2 < x1 have negative areas.
     """
     return _box_loss(boxes1, boxes2, "giou", reduction, eps)

@@ -112,3 +112,26 @@ def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
     if value.dtype.is_complex or value.dtype == torch.bool:
         raise TypeError(f"avg_factor must have a real dtype; got {value.dtype}")
     check_device("avg_factor", value, like)
+
+
+def check_softmax_labels(logits: Tensor, labels: Tensor, background: int) -> None:
+    """Logits [..., K], K >= 1, integer labels of shape logits.shape[:-1], a channel from -K to K - 1."""
+    check_float_tensor("logits", logits)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor; got {type(labels).__name__}")
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"labels must have an integer dtype; got {labels.dtype}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape [..., K], K at least 1; got {tuple(logits.shape)}")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
+    check_device("labels", labels, logits)
+    check_background(background, logits.shape[-1])
+
+
+def check_background(value: int, num_channels: int | None = None) -> None:
+    """An integer; with `num_channels` known, a channel among them, counted from the end if below 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"background must be an integer; got {type(value).__name__}")
+    if num_channels is not None and not -num_channels <= value < num_channels:
+        raise ValueError(f"background must be a channel, {-num_channels} to {num_channels - 1}; got {value}")

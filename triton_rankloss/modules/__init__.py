@@ -8,4 +8,10 @@ from .boxes import (
     DistanceBoxIoULoss as DistanceBoxIoULoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
 )
+from .iou_balanced import (
+    IoUBalancedBCELoss as IoUBalancedBCELoss,
+    IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
+    IoUBalancedFocalLoss as IoUBalancedFocalLoss,
+    IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
+)
 from .rank_sort import RankSortBoxLosses as RankSortBoxLosses, RankSortLoss as RankSortLoss

@@ -1,0 +1,132 @@
+"""IoU-balanced losses (Wu et al., arXiv 1908.05641).
+
+Classification. Let l_i be the terms of the positives, of IoU u_i, and l_j those of the negatives:
+    loss = (sum_j l_j + Z sum_i u_i^eta l_i) / avg_factor,   Z = sum_i l_i / (sum_i u_i^eta l_i + 1e-6)
+so that the positives' sum stays what it was (but for the 1e-6) while those of high IoU weigh more in it. Z u_i^eta is a
+constant in differentiation, so the gradient is that of every term times
+    1 / avg_factor for a negative,   Z u_i^eta / avg_factor for a positive.
+`scale` = (1 / avg_factor, Z / avg_factor), with the class weights below in it, is all that backward needs of the sums.
+
+Terms, of a logit x, with s = x for a positive and s = -x for a negative:
+    focal      weight sigmoid(-s)^gamma softplus(-s)     weight: alpha for positives, 1 - alpha for negatives
+    bce        the same with gamma = 0 and weights 1
+    softmax    log(sum_c exp(x_c)) - x_label             positives: labels other than the background
+with derivatives: of focal in s, weight -sigmoid(-s)^gamma (gamma sigmoid(s) softplus(-s) + sigmoid(-s)); of softmax in
+x_c, softmax(x)_c - [c = label].
+
+Localization, of d = pred - target:
+    loss = loss_weight sum_i u_i^lambda sum_c smooth(d_ic) / avg_factor
+    smooth(d) = d^2 / (2 beta) for |d| < beta, else |d| - beta / 2;   its derivative: clip(d / beta, -1, 1)
+"""
+
+import torch
+from torch import Tensor
+
+from .candidates import beside, candidates, gradient_of_logits
+from .targets import accumulation_dtype
+from .terms import (
+    classes,
+    cross_entropy,
+    cross_entropy_gradient,
+    difference,
+    divisor,
+    finite,
+    focal,
+    focal_slope,
+    regression_dtype,
+    smooth_l1,
+    smooth_l1_slope,
+)
+
+EPS = 1e-6
+
+
+def focal_forward(
+    logits: Tensor, targets: Tensor, iou: Tensor, eta: float, weights: tuple[float, float], gamma: float,
+    avg_factor: float | Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, scale [2]); `iou` per anchor, or of the shape of the logits; class `weights` of (negatives, positives)."""
+    c = candidates(logits, targets)
+    at_negatives = torch.where(c.is_negative, focal(-finite(logits), gamma), 0) * weights[0]
+    at_positives = torch.where(c.is_positive, focal(finite(c.scores), gamma), 0) * weights[1]
+    share = iou_weights(beside(iou, c.scores), c.is_positive, eta, at_positives)
+    loss, scale = balance(at_negatives, at_positives, share, avg_factor, c.is_positive.sum())
+    return loss, torch.stack([weights[0] * scale[0], weights[1] * scale[1]])
+
+
+def focal_backward(
+    logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
+) -> Tensor:
+    """Gradient of `logits`, in their dtype, from `scale` and the upstream gradient of the loss."""
+    c = candidates(logits, targets)
+    of_negative, of_positive = (scale * upstream).unbind()
+    slopes = focal_slope(finite(c.scores), gamma)
+    share = iou_weights(beside(iou, c.scores), c.is_positive, eta, slopes)
+    of_negatives = torch.where(c.is_negative, -of_negative * focal_slope(-finite(logits), gamma), 0)
+    of_positives = torch.where(c.is_positive, of_positive * share * slopes, 0)
+    return gradient_of_logits(logits, targets, of_negatives, of_positives)
+
+
+def cross_entropy_forward(
+    logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_factor: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...]."""
+    is_background, is_positive = classes(logits, labels, background)
+    terms = cross_entropy(logits, labels)
+    at_background, at_positives = torch.where(is_background, terms, 0), torch.where(is_positive, terms, 0)
+    share = iou_weights(iou, is_positive, eta, terms)
+    return balance(at_background, at_positives, share, avg_factor, (labels >= 0).sum())
+
+
+def cross_entropy_backward(
+    logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
+) -> Tensor:
+    """Gradient of `logits`, in their dtype, from `scale` and the upstream gradient of the loss."""
+    is_background, is_positive = classes(logits, labels, background)
+    of_background, of_positive = (scale * upstream).unbind()
+    share = iou_weights(iou, is_positive, eta, scale)
+    rows = torch.where(is_background, of_background, torch.where(is_positive, of_positive * share, 0))
+    return cross_entropy_gradient(logits, labels, rows)
+
+
+def smooth_l1_forward(
+    pred: Tensor, target: Tensor, iou: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_factor: float | Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Loss of pred, target [P, D] and iou [P]."""
+    terms = smooth_l1(difference(pred, target), beta).sum(-1)
+    total = (weights_of(iou.to(terms.dtype), lambda_) * terms).sum() * loss_weight
+    return (total / divisor(avg_factor, total.new_tensor(pred.shape[0]))).to(regression_dtype(pred, target))
+
+
+def smooth_l1_backward(
+    pred: Tensor, target: Tensor, iou: Tensor, upstream: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_factor: float | Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Gradient of `pred`, in its dtype; that of `target` is its negative."""
+    slopes = smooth_l1_slope(difference(pred, target), beta)
+    scale = upstream.to(slopes.dtype) * loss_weight / divisor(avg_factor, slopes.new_tensor(pred.shape[0]))
+    return (scale * weights_of(iou.to(slopes.dtype), lambda_).unsqueeze(-1) * slopes).to(pred.dtype).contiguous()
+
+
+def balance(
+    at_negatives: Tensor, at_positives: Tensor, share: Tensor, avg_factor: float | Tensor | None, default: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(loss, scale [2]) of the terms, 0 where they do not count, and u_i^eta of the positives."""
+    dtype = accumulation_dtype(at_negatives)
+    negatives, positives = at_negatives.sum(dtype=dtype), at_positives.sum(dtype=dtype)
+    weighted = (share * at_positives).sum(dtype=dtype)
+    z = (positives / (weighted + EPS)).detach()
+    by = divisor(avg_factor, default.to(dtype)).detach()
+    loss = (negatives + z * weighted) / by
+    return loss.to(at_negatives.dtype), torch.stack([1 / by, z / by]).to(at_negatives.dtype)
+
+
+def iou_weights(iou: Tensor, is_positive: Tensor, eta: float, like: Tensor) -> Tensor:
+    """u_i^eta at positives, 0 elsewhere: what is given for other anchors is not looked at."""
+    return torch.where(is_positive, weights_of(iou.to(like.dtype), eta), 0)
+
+
+def weights_of(iou: Tensor, exponent: float) -> Tensor:
+    """u_i^exponent; an IoU that rounding left below 0 counts as 0."""
+    return iou.clamp(min=0).pow(exponent).detach()

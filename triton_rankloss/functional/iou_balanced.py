@@ -1,0 +1,241 @@
+"""IoU-balanced losses: focal, binary cross-entropy, softmax cross-entropy, smooth L1."""
+
+from torch import Tensor
+
+from ..ops import iou_balanced as ops
+from .validate import (
+    check_avg_factor,
+    check_background,
+    check_float_tensor,
+    check_logits_and_targets,
+    check_number,
+    check_per_positive,
+    check_softmax_labels,
+)
+
+
+def iou_balanced_focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    iou: Tensor,
+    *,
+    eta: float = 1.5,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    r"""Sigmoid focal loss in which positives of high IoU weigh more.
+
+    For positives i with IoU :math:`u_i` and negatives j, and :math:`p = \sigma(\mathrm{logit})`,
+
+    .. math::
+        \mathrm{loss} = \frac{1}{\mathrm{avg\_factor}} \Bigl(\sum_j l_j + Z \sum_i u_i^\eta l_i\Bigr), \quad
+        Z = \frac{\sum_i l_i}{\sum_i u_i^\eta l_i + 10^{-6}}
+
+        l_i = -\alpha (1 - p_i)^\gamma \log p_i, \quad l_j = -(1 - \alpha) p_j^\gamma \log(1 - p_j)
+
+    Z keeps the sum over the positives what it was without the weights, which are constants in differentiation.
+
+    Args:
+        logits: scores before the sigmoid, [..., C] or [N], any floating dtype.
+        targets: dense, of the shape of `logits` (> 0 positive, 0 negative, -1 ignored), or integer labels of shape
+            ``logits.shape[:-1]`` (0..C-1 foreground, C background, -1 ignored).
+        iou: :math:`u_i` in [0, 1], one value for every anchor (shape ``logits.shape[:-1]``, for logits [N] shape [N];
+            only those of positives are read), or [P] in row-major order of the positives, which costs a host
+            synchronization; a shape that could be either is read per anchor. No gradient reaches it.
+        eta: how much IoU counts; 0 is the plain focal loss.
+        alpha: weight of the positives; of the negatives it is 1 - alpha.
+        gamma: focusing exponent, >= 0.
+        avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
+            not checked). Default: the number of positives, at least 1.
+
+    Returns:
+        A scalar: float64 for float64 logits, else float32. Without positives the negatives' part alone.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
+        RuntimeError: in a second backward through the gradient.
+
+    Positives whose IoU are all 0 contribute nothing. An infinite logit counts as a large finite one: 1e30, or the
+    largest that the dtype can hold. A NaN among the candidates makes the loss NaN.
+
+    Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
+    arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
+    """
+    iou = _classification_iou(logits, targets, iou)
+    check_focal_parameters(eta, alpha, gamma)
+    check_avg_factor(avg_factor, logits)
+    weights = 1.0 - alpha, float(alpha)
+    return ops.focal_loss(logits, targets, iou, eta, *weights, gamma, *_number_and_tensor(avg_factor))[0]
+
+
+def iou_balanced_bce_loss(
+    logits: Tensor, targets: Tensor, iou: Tensor, *, eta: float = 1.5, avg_factor: float | Tensor | None = None
+) -> Tensor:
+    r"""Binary cross-entropy in which positives of high IoU weigh more.
+
+    :func:`iou_balanced_focal_loss` with the terms :math:`l_i = -\log p_i` and :math:`l_j = -\log(1 - p_j)`; arguments,
+    result, errors and edge cases are the same.
+
+    Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
+    in this form; this follows the paper.
+    """
+    iou = _classification_iou(logits, targets, iou)
+    check_number("eta", eta, 0)
+    check_avg_factor(avg_factor, logits)
+    return ops.focal_loss(logits, targets, iou, eta, 1.0, 1.0, 0.0, *_number_and_tensor(avg_factor))[0]
+
+
+def iou_balanced_cross_entropy_loss(
+    logits: Tensor,
+    labels: Tensor,
+    iou: Tensor,
+    *,
+    eta: float = 1.5,
+    background: int = -1,
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    r"""Softmax cross-entropy in which foreground samples of high IoU weigh more.
+
+    .. math::
+        \mathrm{loss} = \frac{1}{\mathrm{avg\_factor}} \Bigl(\sum_j l_j + Z \sum_i u_i^\eta l_i\Bigr), \quad
+        Z = \frac{\sum_i l_i}{\sum_i u_i^\eta l_i + 10^{-6}}, \quad l = -\log \mathrm{softmax}(x)_\mathrm{label}
+
+    over foreground samples i with IoU :math:`u_i` and background samples j; the weights are constants in
+    differentiation.
+
+    Args:
+        logits: x, [..., K], one channel for each class and one for the background, any floating dtype.
+        labels: integers of shape ``logits.shape[:-1]``, the channel of each sample; any label below 0 is ignored. A
+            label of K or more makes the loss NaN.
+        iou: :math:`u_i` in [0, 1], one value for every sample (shape ``logits.shape[:-1]``; only those of foreground
+            samples are read), or [P] in row-major order of the foreground samples, which costs a host
+            synchronization. No gradient reaches it.
+        eta: how much IoU counts; 0 is the plain cross-entropy.
+        background: the background's channel, counted from the end if below 0: -1 is the last one. It names a channel,
+            not a label: label -1 is ignored whatever it is.
+        avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
+            not checked). Default: the number of samples that are not ignored, at least 1.
+
+    Returns:
+        A scalar: float64 for float64 logits, else float32. Without foreground the background's part alone.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
+        RuntimeError: in a second backward through the gradient.
+
+    Foreground samples whose IoU are all 0 contribute nothing. An infinite logit counts as a large finite one: 1e30, or
+    the largest that the dtype can hold. A NaN in a sample that is not ignored makes the loss NaN.
+
+    Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. Values are those of the published code, whose
+    background is channel 0.
+    """
+    check_softmax_labels(logits, labels, background)
+    _check_iou(iou, logits)
+    check_cross_entropy_parameters(eta, background)
+    check_avg_factor(avg_factor, logits)
+    iou = iou.detach()
+    if iou.shape != labels.shape:
+        iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), "iou")
+    return ops.cross_entropy_loss(logits, labels, iou, eta, background, *_number_and_tensor(avg_factor))[0]
+
+
+def iou_balanced_smooth_l1_loss(
+    pred: Tensor,
+    target: Tensor,
+    iou: Tensor,
+    *,
+    lambda_: float = 1.5,
+    beta: float = 1.0,
+    loss_weight: float = 1.0,
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    r"""Smooth L1 loss of box offsets in which boxes of high IoU weigh more.
+
+    With :math:`d = \mathrm{pred} - \mathrm{target}` and :math:`u_i` the IoU of box i,
+
+    .. math::
+        \mathrm{loss} = \frac{w}{\mathrm{avg\_factor}} \sum_i u_i^\lambda \sum_c \begin{cases}
+            d_{ic}^2 / 2 \beta & |d_{ic}| < \beta \\ |d_{ic}| - \beta / 2 & \text{otherwise} \end{cases}
+
+    Args:
+        pred: offsets of the positives, [P, 4] (or any number of coordinates), any floating dtype.
+        target: the offsets to reach, of the same shape; differentiable as well.
+        iou: :math:`u_i` in [0, 1], [P]. No gradient reaches it.
+        lambda_: how much IoU counts; 0 is the plain smooth L1 loss.
+        beta: where the square becomes a line, in units of the offsets; 0 is the L1 loss.
+        loss_weight: w, which makes up for weights below 1.
+        avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
+            not checked). Default: P, at least 1.
+
+    Returns:
+        A scalar: float64 if `pred` or `target` is, else float32. For P = 0 it is 0, still connected to the graph.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
+        RuntimeError: in a second backward through the gradient.
+
+    NaN in, NaN out.
+
+    Source: Wu et al., arXiv 1908.05641, IoU-balanced localization loss. Values are those of the published code.
+    """
+    check_float_tensor("pred", pred)
+    check_float_tensor("target", target, like=pred)
+    if pred.dim() != 2:
+        raise ValueError(f"pred must have shape [P, 4]; got {tuple(pred.shape)}")
+    if target.shape != pred.shape:
+        raise ValueError(f"target must have the shape of pred, {tuple(pred.shape)}; got {tuple(target.shape)}")
+    check_float_tensor("iou", iou, like=pred)
+    if iou.shape != pred.shape[:1]:
+        raise ValueError(f"iou must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
+    check_smooth_l1_parameters(lambda_, beta, loss_weight)
+    check_avg_factor(avg_factor, pred)
+    factors = _number_and_tensor(avg_factor)
+    return ops.smooth_l1_loss(pred, target, iou.detach(), lambda_, beta, loss_weight, *factors)
+
+
+def check_focal_parameters(eta: float, alpha: float, gamma: float) -> None:
+    """Errors that name the argument."""
+    check_number("eta", eta, 0)
+    check_number("alpha", alpha, 0, 1)
+    check_number("gamma", gamma, 0)
+
+
+def check_cross_entropy_parameters(eta: float, background: int) -> None:
+    """Errors that name the argument."""
+    check_number("eta", eta, 0)
+    check_background(background)
+
+
+def check_smooth_l1_parameters(lambda_: float, beta: float, loss_weight: float) -> None:
+    """Errors that name the argument."""
+    check_number("lambda_", lambda_, 0)
+    check_number("beta", beta, 0)
+    check_number("loss_weight", loss_weight, 0)
+
+
+def _classification_iou(logits: Tensor, targets: Tensor, iou: Tensor) -> Tensor:
+    """`iou` per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
+    check_logits_and_targets(logits, targets)
+    check_per_positive("iou", iou, logits, per_anchor=True)
+    iou = iou.detach()
+    if iou.shape == logits.shape[:-1] or (iou.shape == logits.shape and targets.shape == logits.shape):
+        return iou
+    if targets.shape == logits.shape:
+        return ops.spread(iou, targets > 0, "iou")
+    return ops.spread(iou, (targets >= 0) & (targets < logits.shape[-1]), "iou")
+
+
+def _check_iou(iou: Tensor, logits: Tensor) -> None:
+    check_float_tensor("iou", iou, like=logits)
+    if iou.dim() != 1 and iou.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"iou must have shape [P] or {tuple(logits.shape[:-1])}, P the number of foreground samples; got "
+            f"{tuple(iou.shape)}"
+        )
+
+
+def _number_and_tensor(avg_factor: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+    if isinstance(avg_factor, Tensor):
+        return None, avg_factor.detach()
+    return avg_factor, None

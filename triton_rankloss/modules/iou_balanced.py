@@ -1,0 +1,81 @@
+"""IoU-balanced losses: focal, binary cross-entropy, softmax cross-entropy, smooth L1."""
+
+from torch import Tensor, nn
+
+from ..functional import iou_balanced as functional
+from ..functional.validate import check_number
+
+
+class IoUBalancedFocalLoss(nn.Module):
+    """See :func:`triton_rankloss.iou_balanced_focal_loss`."""
+
+    def __init__(self, *, eta: float = 1.5, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        functional.check_focal_parameters(eta, alpha, gamma)
+        self.eta = eta
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, targets: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return functional.iou_balanced_focal_loss(
+            logits, targets, iou, eta=self.eta, alpha=self.alpha, gamma=self.gamma, avg_factor=avg_factor
+        )
+
+    def extra_repr(self) -> str:
+        return f"eta={self.eta:g}, alpha={self.alpha:g}, gamma={self.gamma:g}"
+
+
+class IoUBalancedBCELoss(nn.Module):
+    """See :func:`triton_rankloss.iou_balanced_bce_loss`."""
+
+    def __init__(self, *, eta: float = 1.5) -> None:
+        super().__init__()
+        check_number("eta", eta, 0)
+        self.eta = eta
+
+    def forward(self, logits: Tensor, targets: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return functional.iou_balanced_bce_loss(logits, targets, iou, eta=self.eta, avg_factor=avg_factor)
+
+    def extra_repr(self) -> str:
+        return f"eta={self.eta:g}"
+
+
+class IoUBalancedCrossEntropyLoss(nn.Module):
+    """See :func:`triton_rankloss.iou_balanced_cross_entropy_loss`."""
+
+    def __init__(self, *, eta: float = 1.5, background: int = -1) -> None:
+        super().__init__()
+        functional.check_cross_entropy_parameters(eta, background)
+        self.eta = eta
+        self.background = background
+
+    def forward(self, logits: Tensor, labels: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return functional.iou_balanced_cross_entropy_loss(
+            logits, labels, iou, eta=self.eta, background=self.background, avg_factor=avg_factor
+        )
+
+    def extra_repr(self) -> str:
+        return f"eta={self.eta:g}, background={self.background}"
+
+
+class IoUBalancedSmoothL1Loss(nn.Module):
+    """See :func:`triton_rankloss.iou_balanced_smooth_l1_loss`."""
+
+    def __init__(self, *, lambda_: float = 1.5, beta: float = 1.0, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        functional.check_smooth_l1_parameters(lambda_, beta, loss_weight)
+        self.lambda_ = lambda_
+        self.beta = beta
+        self.loss_weight = loss_weight
+
+    def forward(self, pred: Tensor, target: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return functional.iou_balanced_smooth_l1_loss(
+            pred, target, iou, lambda_=self.lambda_, beta=self.beta, loss_weight=self.loss_weight, avg_factor=avg_factor
+        )
+
+    def extra_repr(self) -> str:
+        return f"lambda_={self.lambda_:g}, beta={self.beta:g}, loss_weight={self.loss_weight:g}"

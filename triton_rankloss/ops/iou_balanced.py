@@ -1,0 +1,189 @@
+"""IoU-balanced losses as PyTorch operators.
+
+`avg_number` and `avg_tensor` are the two forms of avg_factor, None for what is not given; without either the loss
+divides by its default. Of the sums that the forward pass makes, backward needs `scale` [2] alone: what the gradient of
+a negative's term and that of a positive's, times IoU^eta, are multiplied by.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import candidates, iou_balanced as reference, targets
+from ..reference.terms import regression_dtype
+from .gradient import once_differentiable
+
+
+@torch.library.custom_op("triton_rankloss::spread", mutates_args=())
+def spread(values: Tensor, is_positive: Tensor, name: str) -> Tensor:
+    """`values` [P] of the positives in row-major order, put where the mask `is_positive` has them; 0 elsewhere."""
+    return candidates.spread(values, is_positive, name)
+
+
+@spread.register_fake
+def _(values: Tensor, is_positive: Tensor, name: str) -> Tensor:
+    return values.new_empty(is_positive.shape)
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss", mutates_args=())
+def focal_loss(
+    logits: Tensor, targets: Tensor, iou: Tensor, eta: float, negative_weight: float, positive_weight: float,
+    gamma: float, avg_number: float | None, avg_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, scale [2]); `iou` is per anchor, logits.shape[:-1], or of the shape of the targets."""
+    avg_factor = avg_number if avg_tensor is None else avg_tensor
+    weights = (negative_weight, positive_weight)
+    return reference.focal_forward(logits, targets, iou, eta, weights, gamma, avg_factor)
+
+
+@focal_loss.register_fake
+def _(
+    logits: Tensor, targets: Tensor, iou: Tensor, eta: float, negative_weight: float, positive_weight: float,
+    gamma: float, avg_number: float | None, avg_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _loss_and_scale(logits)
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss_backward", mutates_args=())
+def focal_loss_backward(
+    logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
+) -> Tensor:
+    """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
+    return reference.focal_backward(logits, targets, iou, scale, upstream, eta, gamma)
+
+
+@focal_loss_backward.register_fake
+def _(
+    logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
+) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _focal_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets, iou, eta, _, _, gamma, _, _ = inputs
+    _save(ctx, (logits, targets, iou), output[1], (eta, gamma))
+
+
+def _focal_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    return _gradient(focal_loss_backward, ctx, upstream), *[None] * 8
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_cross_entropy_loss", mutates_args=())
+def cross_entropy_loss(
+    logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_number: float | None,
+    avg_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...]."""
+    avg_factor = avg_number if avg_tensor is None else avg_tensor
+    return reference.cross_entropy_forward(logits, labels, iou, eta, background, avg_factor)
+
+
+@cross_entropy_loss.register_fake
+def _(
+    logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_number: float | None,
+    avg_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _loss_and_scale(logits)
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_cross_entropy_loss_backward", mutates_args=())
+def cross_entropy_loss_backward(
+    logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
+) -> Tensor:
+    """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
+    return reference.cross_entropy_backward(logits, labels, iou, scale, upstream, eta, background)
+
+
+@cross_entropy_loss_backward.register_fake
+def _(
+    logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
+) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, iou, eta, background, _, _ = inputs
+    _save(ctx, (logits, labels, iou), output[1], (eta, background))
+
+
+def _cross_entropy_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    return _gradient(cross_entropy_loss_backward, ctx, upstream), *[None] * 6
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_smooth_l1_loss", mutates_args=())
+def smooth_l1_loss(
+    pred: Tensor, target: Tensor, iou: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_number: float | None, avg_tensor: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Loss of pred, target [P, D] and iou [P]."""
+    avg_factor = avg_number if avg_tensor is None else avg_tensor
+    return reference.smooth_l1_forward(pred, target, iou, lambda_, beta, loss_weight, avg_factor)
+
+
+@smooth_l1_loss.register_fake
+def _(
+    pred: Tensor, target: Tensor, iou: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_number: float | None, avg_tensor: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return pred.new_empty((), dtype=regression_dtype(pred, target))
+
+
+@torch.library.custom_op("triton_rankloss::iou_balanced_smooth_l1_loss_backward", mutates_args=())
+def smooth_l1_loss_backward(
+    pred: Tensor, target: Tensor, iou: Tensor, upstream: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_number: float | None, avg_tensor: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Gradient of `pred`. The loss is symmetric: exchange pred and target for that of `target`."""
+    avg_factor = avg_number if avg_tensor is None else avg_tensor
+    return reference.smooth_l1_backward(pred, target, iou, upstream, lambda_, beta, loss_weight, avg_factor)
+
+
+@smooth_l1_loss_backward.register_fake
+def _(
+    pred: Tensor, target: Tensor, iou: Tensor, upstream: Tensor, lambda_: float, beta: float, loss_weight: float,
+    avg_number: float | None, avg_tensor: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(pred, memory_format=torch.contiguous_format)
+
+
+def _smooth_l1_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pred, target, iou, *ctx.parameters, avg_tensor = inputs
+    ctx.save_for_backward(pred, target, iou, avg_tensor)
+    ctx.set_materialize_grads(False)
+
+
+def _smooth_l1_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_pred = of_target = None
+    if upstream is not None:
+        pred, target, iou, avg_tensor = ctx.saved_tensors
+        if ctx.needs_input_grad[0]:
+            of_pred = smooth_l1_loss_backward(pred, target, iou, upstream, *ctx.parameters, avg_tensor)
+        if ctx.needs_input_grad[1]:
+            of_target = smooth_l1_loss_backward(target, pred, iou, upstream, *ctx.parameters, avg_tensor)
+    return of_pred, of_target, *[None] * 6
+
+
+def _loss_and_scale(logits: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = targets.result_dtype(logits)
+    return logits.new_empty((), dtype=dtype), logits.new_empty(2, dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], scale: Tensor, parameters: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*inputs, scale)
+    ctx.mark_non_differentiable(scale)
+    ctx.set_materialize_grads(False)
+    ctx.parameters = parameters
+
+
+def _gradient(backward_op: Any, ctx: Any, upstream: Tensor | None) -> Tensor | None:
+    if upstream is None or not ctx.needs_input_grad[0]:
+        return None
+    return backward_op(*ctx.saved_tensors, upstream, *ctx.parameters)
+
+
+focal_loss.register_autograd(_focal_backward, setup_context=_focal_context)
+cross_entropy_loss.register_autograd(_cross_entropy_backward, setup_context=_cross_entropy_context)
+smooth_l1_loss.register_autograd(_smooth_l1_backward, setup_context=_smooth_l1_context)
+for _operator in (focal_loss_backward, cross_entropy_loss_backward, smooth_l1_loss_backward):
+    once_differentiable(_operator)
