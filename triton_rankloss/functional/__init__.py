@@ -8,6 +8,9 @@ from .boxes import (
     distance_box_iou_loss as distance_box_iou_loss,
     generalized_box_iou_loss as generalized_box_iou_loss,
 )
+from .dr import (
+    dr_loss as dr_loss,
+)
 from .iou_balanced import (
     iou_balanced_bce_loss as iou_balanced_bce_loss,
     iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,

@@ -8,6 +8,9 @@ from .boxes import (
     DistanceBoxIoULoss as DistanceBoxIoULoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
 )
+from .dr import (
+    DRLoss as DRLoss,
+)
 from .iou_balanced import (
     IoUBalancedBCELoss as IoUBalancedBCELoss,
     IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,

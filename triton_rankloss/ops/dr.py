@@ -1,0 +1,70 @@
+"""DR Loss as a PyTorch operator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import dr as reference, targets as reference_targets
+from .gradient import once_differentiable
+
+
+@torch.library.custom_op("triton_rankloss::dr_loss", mutates_args=())
+def dr_loss(
+    logits: Tensor, targets: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float,
+    per_image: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes.
+
+    With k = -1 / pos_lambda for positives and 1 / neg_lambda for negatives, and p the sigmoid of the logit x,
+    d loss / dx = coefficient exp(k (p - shift)) (1 + k (p - mean)) p (1 - p).
+    """
+    return reference.dr_forward(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image)
+
+
+@dr_loss.register_fake
+def _(
+    logits: Tensor, targets: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float,
+    per_image: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dtype = reference_targets.result_dtype(logits)
+    num_scopes = logits.shape[0] if per_image else 1
+    return logits.new_empty((), dtype=dtype), logits.new_empty((2, 3, num_scopes), dtype=dtype)
+
+
+@torch.library.custom_op("triton_rankloss::dr_loss_backward", mutates_args=())
+def dr_loss_backward(
+    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float,
+    per_image: bool,
+) -> Tensor:  # fmt: skip
+    """Gradient of the logits, from `state` and the upstream gradient of the loss."""
+    return reference.dr_backward(logits, targets, state, upstream, pos_lambda, neg_lambda, per_image)
+
+
+@dr_loss_backward.register_fake
+def _(
+    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float,
+    per_image: bool,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+once_differentiable(dr_loss_backward)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets, _, pos_lambda, neg_lambda, _, _, per_image = inputs
+    ctx.save_for_backward(logits, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.parameters = pos_lambda, neg_lambda, per_image
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    gradient = None
+    if upstream is not None and ctx.needs_input_grad[0]:
+        gradient = dr_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)
+    return gradient, *[None] * 7
+
+
+dr_loss.register_autograd(_backward, setup_context=_setup_context)
