@@ -1,0 +1,120 @@
+"""How each loss trains the detector: what it is given, the weight of the boxes, the learning rate."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import triton_rankloss as trl
+
+
+class Matches(NamedTuple):
+    """The detector's outputs beside what they should be; the P positives are in row-major order of `labels`."""
+
+    logits: Tensor  # [B, A, C]
+    labels: Tensor  # [B, A]; C is background, -1 ignored
+    deltas: Tensor  # [P, 4], from the box tower
+    target_deltas: Tensor  # [P, 4]
+    boxes: Tensor  # [P, 4], `deltas` decoded
+    target_boxes: Tensor  # [P, 4]
+
+
+class Recipe(nn.Module):
+    """From matches to the named parts of the loss, weighted: their sum is minimized."""
+
+    learning_rate = 4e-3
+
+    def end_epoch(self) -> None:
+        """Called after every epoch, for losses that balance their parts by epoch."""
+
+
+def giou(matches: Matches) -> Tensor:
+    """Mean GIoU loss of the positives."""
+    return trl.generalized_box_iou_loss(matches.boxes, matches.target_boxes, reduction="mean")
+
+
+class Focal(Recipe):
+    """Sigmoid focal loss in plain torch, the baseline."""
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Class and box parts."""
+        num_classes = matches.logits.shape[-1]
+        targets = F.one_hot(matches.labels.clamp(min=0), num_classes + 1)[..., :num_classes].to(matches.logits)
+        probabilities = matches.logits.sigmoid()
+        weights = (0.75 - 0.5 * targets) * (targets - probabilities) ** 2 * (matches.labels >= 0).unsqueeze(-1)
+        losses = weights * F.binary_cross_entropy_with_logits(matches.logits, targets, reduction="none")
+        return {"class": losses.sum() / max(1, len(matches.boxes)), "box": giou(matches)}
+
+
+class AP(Recipe):
+    """AP Loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = trl.APLoss()
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Class and box parts."""
+        return {"class": self.loss(matches.logits, matches.labels), "box": giou(matches)}
+
+
+class ALRP(Recipe):
+    """aLRP Loss, which balances the boxes itself, by epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = trl.ALRPLoss()
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Class and box parts."""
+        parts = self.loss(matches.logits, matches.labels, pred_boxes=matches.boxes, target_boxes=matches.target_boxes)
+        return {"class": parts.classification, "box": parts.localization}
+
+    def end_epoch(self) -> None:
+        """Balance."""
+        self.loss.end_epoch()
+
+
+class RankSort(Recipe):
+    """Rank & Sort Loss, which balances the boxes itself, by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = trl.RankSortLoss()
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Ranking, sorting and box parts."""
+        parts = self.loss(matches.logits, matches.labels, pred_boxes=matches.boxes, target_boxes=matches.target_boxes)
+        return parts._asdict()
+
+
+class DR(Recipe):
+    """DR Loss, ranked within each image as in its paper."""
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Class and box parts."""
+        return {"class": trl.dr_loss(matches.logits, matches.labels, per_image=True), "box": giou(matches)}
+
+
+class IoUBalanced(Recipe):
+    """IoU-balanced focal loss, and smooth L1 on the deltas balanced likewise."""
+
+    def forward(self, matches: Matches) -> dict[str, Tensor]:
+        """Class and box parts."""
+        with torch.no_grad():
+            iou = 1 - trl.box_iou_loss(matches.boxes, matches.target_boxes)
+        return {
+            "class": trl.iou_balanced_focal_loss(matches.logits, matches.labels, iou),
+            "box": trl.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, iou),
+        }
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "focal": Focal,
+    "ap": AP,
+    "alrp": ALRP,
+    "rank_sort": RankSort,
+    "dr": DR,
+    "iou_balanced": IoUBalanced,
+}
