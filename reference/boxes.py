@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 
 from .targets import accumulation_dtype
+from .terms import widest_dtype
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """IoU of boxes [..., 4] in pairs: [...]."""
     intersection, union = intersection_and_union(*corners(boxes1), *corners(boxes2))
-    return (intersection / (union + eps)).to(box_dtype(boxes1, boxes2))
+    return (intersection / (union + eps)).to(widest_dtype(boxes1, boxes2))
 
 
 def box_loss_forward(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
@@ -53,7 +54,7 @@ def box_loss_forward(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, ep
     if kind == "ciou":
         v = aspect_difference(a1, a2, b1, b2).square()
         loss = loss + (v / (1 - iou + v + eps)).detach() * v
-    return loss.to(box_dtype(boxes1, boxes2))
+    return loss.to(widest_dtype(boxes1, boxes2))
 
 
 def box_loss_backward(boxes1: Tensor, boxes2: Tensor, upstream: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
@@ -125,8 +126,3 @@ def less(x: Tensor, y: Tensor) -> Tensor:
 def at_ends(slope: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
     """Gradient [..., 4] of a length with derivative `slope`: minus at its lower end, plus at its upper end."""
     return torch.cat([-slope * at_lower, slope * at_upper], -1)
-
-
-def box_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
-    """Dtype of the losses: float64 if either is, else float32."""
-    return torch.float64 if torch.float64 in (boxes1.dtype, boxes2.dtype) else torch.float32

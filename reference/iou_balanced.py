@@ -33,9 +33,9 @@ from .terms import (
     finite,
     focal,
     focal_slope,
-    regression_dtype,
     smooth_l1,
     smooth_l1_slope,
+    widest_dtype,
 )
 
 EPS = 1e-6
@@ -96,7 +96,7 @@ def smooth_l1_forward(
     """Loss of pred, target [P, D] and iou [P]."""
     terms = smooth_l1(difference(pred, target), beta).sum(-1)
     total = (weights_of(iou.to(terms.dtype), lambda_) * terms).sum() * loss_weight
-    return (total / divisor(avg_factor, total.new_tensor(pred.shape[0]))).to(regression_dtype(pred, target))
+    return (total / divisor(avg_factor, total.new_full((), pred.shape[0]))).to(widest_dtype(pred, target))
 
 
 def smooth_l1_backward(
@@ -105,7 +105,7 @@ def smooth_l1_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of `pred`, in its dtype; that of `target` is its negative."""
     slopes = smooth_l1_slope(difference(pred, target), beta)
-    scale = upstream.to(slopes.dtype) * loss_weight / divisor(avg_factor, slopes.new_tensor(pred.shape[0]))
+    scale = upstream.to(slopes.dtype) * loss_weight / divisor(avg_factor, slopes.new_full((), pred.shape[0]))
     return (scale * weights_of(iou.to(slopes.dtype), lambda_).unsqueeze(-1) * slopes).to(pred.dtype).contiguous()
 
 

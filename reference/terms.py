@@ -61,9 +61,10 @@ def difference(pred: Tensor, target: Tensor) -> Tensor:
     return pred.to(dtype) - target.to(dtype)
 
 
-def regression_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
-    """Dtype of the loss: float64 if either is, else float32."""
-    return torch.promote_types(result_dtype(pred), result_dtype(target))
+def widest_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Dtype of the result: float64 if any of the arguments is, else float32."""
+    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
 
 
 def divisor(avg_factor: float | Tensor | None, default: Tensor) -> Tensor:

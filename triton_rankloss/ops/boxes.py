@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import boxes as reference
+from ..reference.terms import widest_dtype
 from .gradient import once_differentiable
 
 
@@ -17,7 +18,7 @@ def box_loss(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float
 
 @box_loss.register_fake
 def _(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
-    return boxes1.new_empty(boxes1.shape[:-1], dtype=reference.box_dtype(boxes1, boxes2))
+    return boxes1.new_empty(boxes1.shape[:-1], dtype=widest_dtype(boxes1, boxes2))
 
 
 @torch.library.custom_op("triton_rankloss::box_loss_backward", mutates_args=())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reference import candidates, iou_balanced as reference, targets
-from ..reference.terms import regression_dtype
+from ..reference.terms import widest_dtype
 from .gradient import once_differentiable
 
 
@@ -126,7 +126,7 @@ def _(
     pred: Tensor, target: Tensor, iou: Tensor, lambda_: float, beta: float, loss_weight: float,
     avg_number: float | None, avg_tensor: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    return pred.new_empty((), dtype=regression_dtype(pred, target))
+    return pred.new_empty((), dtype=widest_dtype(pred, target))
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_smooth_l1_loss_backward", mutates_args=())
