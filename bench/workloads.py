@@ -1,0 +1,141 @@
+"""What is measured: sizes, score distributions, dtypes and forms of targets, with fixed seeds."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+REACH = 1.0  # delta of AP and aLRP Loss: a negative that scores below min(p) - delta moves nothing
+# Mean and standard deviation of the scores of negatives and positives.
+SCORES = {
+    "init": ((-4.6, 0.05), (-4.6, 0.05)),  # before the first step: one narrow band, every negative matters
+    "trained": ((-8.0, 1.5), (1.0, 1.5)),
+    "hard": ((-6.0, 1.5), (-1.0, 1.5)),
+    "ties": ((-6.0, 1.5), (-1.0, 1.5)),  # as hard, rounded to quarters
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Logits [..., C] and which of them are positives."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_positives: int
+    scores: str
+    relevant: float | None = None  # share of the negatives that matter; the lowest positive is placed for it
+    dtype: torch.dtype = torch.float32
+    labels: bool = False  # targets as labels; else dense
+
+    def problem(self, seed: int = 0, device: str | torch.device = "cpu") -> "Problem":
+        """The workload's `seed`-th drawing."""
+        # Generated where it is used: on a GPU the largest would take minutes to generate on the host.
+        generator = torch.Generator(device).manual_seed(1000 + seed)
+        (low_mean, low_std), (high_mean, high_std) = SCORES[self.scores]
+        logits = torch.empty(self.shape, device=device).normal_(low_mean, low_std, generator=generator)
+        anchors_shape, num_classes = self.shape[:-1], self.shape[-1]
+        num_anchors = logits.numel() // num_classes
+        anchors = torch.randperm(num_anchors, generator=generator, device=device)[: self.num_positives].sort().values
+        classes = torch.randint(num_classes, anchors.shape, generator=generator, device=device)
+        labels = torch.full((num_anchors,), num_classes, device=device)
+        labels[anchors] = classes
+
+        scores = torch.empty(anchors.shape, device=device).normal_(high_mean, high_std, generator=generator)
+        if self.relevant is not None:
+            lowest = NormalDist(low_mean, low_std).inv_cdf(1 - self.relevant) + REACH if self.relevant > 0 else 20.0
+            scores = scores.clamp(min=lowest) if self.relevant > 0 else scores + lowest
+            scores[0] = lowest
+        logits.view(-1)[anchors * num_classes + classes] = scores
+        if self.scores == "ties":
+            logits = (4 * logits).round_() / 4
+        iou = torch.rand(anchors.shape, generator=generator, device=device) * 0.95 + 0.05
+        return Problem(logits.to(self.dtype), labels.view(anchors_shape), iou, self.labels)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One input of the ranking losses."""
+
+    logits: Tensor
+    labels: Tensor
+    iou: Tensor  # [P]: the target of Rank & Sort Loss; its complement is the localization error of aLRP Loss
+    as_labels: bool
+
+    @property
+    def targets(self) -> Tensor:
+        """In the workload's form, as our losses take them."""
+        return self.labels if self.as_labels else self._dense
+
+    def dense(self, values: Tensor | None = None) -> Tensor:
+        """Dense targets, as the peers take them; a peer that is given labels has to make them, which counts."""
+        if not self.as_labels:
+            return self._dense if values is None else self._dense_iou
+        return self._to_dense(values)
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        return self._to_dense(None)
+
+    @cached_property
+    def _dense_iou(self) -> Tensor:
+        return self._to_dense(self.iou)
+
+    def _to_dense(self, values: Tensor | None) -> Tensor:
+        num_classes = self.logits.shape[-1]
+        labels = self.labels.reshape(-1)
+        anchors = (labels < num_classes).nonzero().squeeze(1)
+        targets = self.iou.new_zeros(self.logits.shape)
+        targets.view(-1)[anchors * num_classes + labels[anchors]] = 1.0 if values is None else values
+        return targets
+
+
+MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
+TRAINED = replace(MILLION, name="million-trained", scores="trained", relevant=0.01)
+
+# Sized for two cores: one image, or one decoder layer, of what the GPU set holds.
+CPU = (
+    MILLION,
+    TRAINED,
+    replace(MILLION, name="million-hard", scores="hard"),
+    replace(MILLION, name="million-ties", scores="ties"),
+    replace(MILLION, name="million-init-bf16", dtype=torch.bfloat16),
+    replace(TRAINED, name="million-trained-labels", labels=True),
+    Workload("proposals", (2048, 81), 500, "init", labels=True),
+    Workload("atss-image", (1, 22_000, 80), 156, "trained", relevant=0.1, labels=True),
+    Workload("detr-layer", (16, 900, 80), 200, "init", labels=True),
+    Workload("lvis-crop", (1, 5_500, 1203), 250, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+)
+
+RETINANET = Workload("retinanet-init", (2, 200_000, 80), 400, "init", labels=True)
+GPU = (
+    RETINANET,
+    replace(RETINANET, name="retinanet-trained", scores="trained", relevant=0.01),
+    replace(RETINANET, name="retinanet-hard", scores="hard"),
+    replace(RETINANET, name="retinanet-ties", scores="ties"),
+    replace(RETINANET, name="retinanet-init-dense", labels=False),
+    replace(RETINANET, name="retinanet-init-bf16", dtype=torch.bfloat16),
+    Workload("atss-batch16", (16, 22_000, 80), 2500, "trained", relevant=0.1, labels=True),
+    Workload("proposals", (2048, 81), 500, "init", labels=True),
+    Workload("detr-aux", (6, 16, 900, 80), 1200, "init", labels=True),
+    Workload("lvis", (16, 22_000, 1203), 4000, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+)
+
+
+def workloads(device: str) -> tuple[Workload, ...]:
+    """The set for a kind of device."""
+    return GPU if device == "cuda" else CPU
+
+
+def by_name(name: str, device: str = "cpu") -> Workload:
+    """The workload of that name."""
+    return next(workload for workload in workloads(device) if workload.name == name)
+
+
+def num_relevant(problem: Problem, delta: float = REACH) -> int:
+    """How many negatives score at least min(p) - delta."""
+    targets = problem.dense().reshape(-1)
+    scores = problem.logits.reshape(-1).float()
+    lowest = scores[targets > 0].min() - delta
+    return int(((targets == 0) & (scores >= lowest)).sum())
