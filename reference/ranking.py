@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .targets import accumulation_dtype, negative_mask, positive_positions, result_dtype
 
@@ -99,6 +100,25 @@ def combine(scopes: list[Scope], terms: list[tuple[Tensor, Tensor, Tensor]], lik
     )
 
 
+def pad_to_bound(ranking: Ranking, max_positives: int | None) -> Ranking:
+    """The state at the size of the caller's bound on the number of positives; beyond it the losses are NaN.
+
+    This path has counted the positives and needs no bound: it does what the contract says of one.
+    """
+    if max_positives is None:
+        return ranking
+    missing = max_positives - ranking.positions.numel()
+    nan = torch.nan if missing < 0 else 0
+    return Ranking(
+        ranking.losses + nan,
+        pad(ranking.positions, (0, missing)),
+        pad(ranking.scores, (0, missing)),
+        pad(ranking.weights, (0, missing)) + nan,
+        pad(ranking.updates, (0, missing)),
+        ranking.offsets.clamp(max=max_positives),
+    )
+
+
 def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
     """b_i = sum_j m_j H(n_j - p_i) for candidates n [M], positives p [P]; masses m [M], by default 1."""
     if positives.numel() == 0 or candidates.numel() == 0:
@@ -159,7 +179,8 @@ def transport_to_logits(
         negatives = relevant_negatives(candidates, targets[image], positives, delta)
         carried = transport(candidates.reshape(-1)[negatives], positives, weights[first:last], delta)
         gradient[image].view(-1)[negatives] = carried.to(gradient.dtype)
-    gradient.view(-1)[positions] = (upstream @ updates.to(dtype)).to(gradient.dtype)
+    num_positives = bounds[-1]
+    gradient.view(-1)[positions[:num_positives]] = (upstream @ updates.to(dtype))[:num_positives].to(gradient.dtype)
     return gradient
 
 

@@ -38,11 +38,14 @@ def per_positive(values: Tensor, logits: Tensor, positions: Tensor, name: str) -
 
     Values of shape logits.shape[:-1] (for logits [N]: of shape [N]) are per anchor, all others must be [P].
     """
-    anchors_shape = logits.shape[:-1] if logits.dim() > 1 else logits.shape
-    if values.shape == anchors_shape:
-        num_channels = logits.shape[-1] if logits.dim() > 1 else 1
-        return values.reshape(-1)[positions // num_channels]
+    if is_per_anchor(values, logits):
+        return values.reshape(-1)[positions // (logits.shape[-1] if logits.dim() > 1 else 1)]
     return check_per_positive(values, positions, name)
+
+
+def is_per_anchor(values: Tensor, logits: Tensor) -> bool:
+    """Whether `values` hold one value for each anchor."""
+    return values.shape == (logits.shape[:-1] if logits.dim() > 1 else logits.shape)
 
 
 def check_per_positive(values: Tensor, positions: Tensor, name: str) -> Tensor:

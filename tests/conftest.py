@@ -1,4 +1,6 @@
-"""Fixtures: the device under test, and the authors' vectors."""
+"""Fixtures: the device under test, and whether Triton interprets its kernels there."""
+
+import os
 
 import pytest
 import torch
@@ -8,6 +10,12 @@ import torch
 def device() -> torch.device:
     """The GPU where there is one: the same tests then run through its kernels."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> bool:
+    """Whether CPU tensors go through the Triton kernels, interpreted: every block operation then costs milliseconds."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,7 @@ import literal
 import pytest
 import torch
 from cases import KINDS, dense, golden, load, relative_error, scores
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import triton_rankloss as trl
 

@@ -97,10 +97,11 @@ def test_every_dtype(loss, dtype, batch):
 
 
 @every_loss
-def test_float16_with_many_false_positives(loss, device):
-    # 200 k negatives above every positive: in half precision their number overflows to infinity.
-    logits = torch.cat([torch.randn(20), 8 + torch.randn(200_000)]).to(device, torch.float16)
-    targets = torch.zeros(200_020, device=device)
+def test_float16_with_many_false_positives(loss, device, interpreted):
+    # 200 k negatives above every positive: in half precision their number overflows to infinity (and 70 k do too).
+    num_negatives = 70_000 if interpreted else 200_000
+    logits = torch.cat([torch.randn(20), 8 + torch.randn(num_negatives)]).to(device, torch.float16)
+    targets = torch.zeros(num_negatives + 20, device=device)
     targets[:20] = 1
     leaf = logits.clone().requires_grad_()
     value = loss(leaf, targets, values_for(logits, targets))
@@ -226,9 +227,24 @@ def test_opcheck(batch):
     leaf = logits.float().requires_grad_()
     values = values_for(logits, labels).float().requires_grad_()
     ops = torch.ops.triton_rankloss
-    torch.library.opcheck(ops.ap_loss.default, (leaf, labels, 1.0, True, False))
-    torch.library.opcheck(ops.alrp_loss.default, (leaf, labels, values, 1.0, 1e-5, True))
-    torch.library.opcheck(ops.rank_sort_loss.default, (leaf, labels, values.detach(), 0.5, 1e-10, False))
+    torch.library.opcheck(ops.ap_loss.default, (leaf, labels, 1.0, True, False, None))
+    torch.library.opcheck(ops.alrp_loss.default, (leaf, labels, values, 1.0, 1e-5, True, None))
+    torch.library.opcheck(ops.rank_sort_loss.default, (leaf, labels, values.detach(), 0.5, 1e-10, False, 200))
+
+
+@every_loss
+def test_a_bound_on_the_number_of_positives_changes_nothing_unless_it_is_broken(loss, batch):
+    logits, labels = batch
+    values = values_for(logits, labels)
+    for per_image in (False, True):
+        expected, expected_gradient = gradient_of(loss, logits, labels, values, per_image=per_image)
+        for bound in (values.numel(), 500):
+            value, gradient = gradient_of(loss, logits, labels, values, per_image=per_image, max_positives=bound)
+            assert value == expected
+            assert torch.equal(gradient, expected_gradient)
+        value, gradient = gradient_of(loss, logits, labels, values, per_image=per_image, max_positives=3)
+        assert value.isnan()
+        assert gradient.isnan().any()
 
 
 BAD_INPUT = [
@@ -243,6 +259,8 @@ BAD_INPUT = [
     (lambda x, t: (x, t), {"delta": float("nan")}, ValueError, "delta must be >= 0 and finite; got nan"),
     (lambda x, t: (x, t), {"delta": "1"}, TypeError, "delta must be a number; got str"),
     (lambda x, t: (x, t[:, 0]), {"per_image": True}, ValueError, "per_image=True needs images"),
+    (lambda x, t: (x, t), {"max_positives": 0}, ValueError, "max_positives must be >= 1; got 0"),
+    (lambda x, t: (x, t), {"max_positives": 2.5}, TypeError, "max_positives must be an int or None; got float"),
     (lambda x, t: (x, t), {"per_image": 1}, TypeError, "per_image must be a bool; got int"),
 ]
 

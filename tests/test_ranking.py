@@ -3,8 +3,7 @@
 import pytest
 import torch
 from cases import KINDS, relative_error, scores
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from literal import step
 
 from triton_rankloss.reference import ranking

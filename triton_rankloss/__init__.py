@@ -10,11 +10,15 @@ from .functional import (
     distance_box_iou_loss as distance_box_iou_loss,
     dr_loss as dr_loss,
     generalized_box_iou_loss as generalized_box_iou_loss,
+    harmonic_detection_loss as harmonic_detection_loss,
+    harmonic_iou_loss as harmonic_iou_loss,
+    harmonic_loss as harmonic_loss,
     iou_balanced_bce_loss as iou_balanced_bce_loss,
     iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
     iou_balanced_focal_loss as iou_balanced_focal_loss,
     iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
     rank_sort_loss as rank_sort_loss,
+    task_contrastive_loss as task_contrastive_loss,
 )
 from .modules import (
     ALRPLoss as ALRPLoss,
@@ -24,12 +28,16 @@ from .modules import (
     DistanceBoxIoULoss as DistanceBoxIoULoss,
     DRLoss as DRLoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
+    HarmonicDetectionLoss as HarmonicDetectionLoss,
+    HarmonicIoULoss as HarmonicIoULoss,
+    HarmonicLoss as HarmonicLoss,
     IoUBalancedBCELoss as IoUBalancedBCELoss,
     IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
     IoUBalancedFocalLoss as IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
     RankSortBoxLosses as RankSortBoxLosses,
     RankSortLoss as RankSortLoss,
+    TaskContrastiveLoss as TaskContrastiveLoss,
 )
 
 __version__ = "0.1.0"

@@ -11,6 +11,14 @@ from .boxes import (
 from .dr import (
     dr_loss as dr_loss,
 )
+from .harmonic import (
+    harmonic_iou_loss as harmonic_iou_loss,
+    harmonic_loss as harmonic_loss,
+    task_contrastive_loss as task_contrastive_loss,
+)
+from .harmonic_detection import (
+    harmonic_detection_loss as harmonic_detection_loss,
+)
 from .iou_balanced import (
     iou_balanced_bce_loss as iou_balanced_bce_loss,
     iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,

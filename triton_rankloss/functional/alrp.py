@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from ..ops import alrp as ops
-from .validate import check_logits_and_targets, check_not_yet, check_number, check_per_positive
+from .validate import check_logits_and_targets, check_max_positives, check_not_yet, check_number, check_per_positive
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,7 +54,8 @@ def alrp_loss(
         eps: positives with :math:`b_i \le` `eps` get no classification update.
         per_image: rank within each image (first dimension), average over the images that have a positive.
         group: process group whose global batch is ranked.
-        max_positives: upper bound on the number of positives, which spares the host synchronization.
+        max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
+            captured in a CUDA graph. With more positives than that the loss is NaN.
 
     Returns:
         ``ALRPLosses(classification, localization)``, scalars: float64 for float64 logits, else float32. Without
@@ -73,5 +74,6 @@ def alrp_loss(
     check_per_positive("localization_errors", localization_errors, logits)
     check_number("delta", delta, 0)
     check_number("eps", eps, 0)
-    check_not_yet(group, max_positives)
-    return ALRPLosses(*ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image)[:2])
+    check_max_positives(max_positives)
+    check_not_yet(group)
+    return ALRPLosses(*ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image, max_positives)[:2])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops import ap as ops
-from .validate import check_logits_and_targets, check_not_yet, check_number
+from .validate import check_logits_and_targets, check_max_positives, check_not_yet, check_number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,7 +42,8 @@ def ap_loss(
         interpolate: take the running maximum of the precision, as the paper does.
         per_image: rank within each image (first dimension), average over the images that have a positive.
         group: process group whose global batch is ranked.
-        max_positives: upper bound on the number of positives, which spares the host synchronization.
+        max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
+            captured in a CUDA graph. With more positives than that the loss is NaN.
 
     Returns:
         A scalar in [0, 1]: float64 for float64 logits, else float32. Without positives 0, with gradient 0.
@@ -58,5 +59,6 @@ def ap_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_number("delta", delta, 0)
-    check_not_yet(group, max_positives)
-    return ops.ap_loss(logits, targets, delta, interpolate, per_image)[0]
+    check_max_positives(max_positives)
+    check_not_yet(group)
+    return ops.ap_loss(logits, targets, delta, interpolate, per_image, max_positives)[0]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from ..ops import rank_sort as ops
-from .validate import check_logits_and_targets, check_not_yet, check_number, check_per_positive
+from .validate import check_logits_and_targets, check_max_positives, check_not_yet, check_number, check_per_positive
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,7 +53,8 @@ def rank_sort_loss(
         eps: positives with :math:`b_i \le` `eps` get no ranking update.
         per_image: rank within each image (first dimension), average over the images that have a positive.
         group: process group whose global batch is ranked.
-        max_positives: upper bound on the number of positives, which spares the host synchronization.
+        max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
+            captured in a CUDA graph. With more positives than that the loss is NaN.
 
     Returns:
         ``RankSortLosses(ranking, sorting)``, scalars: means over the positives; float64 for float64 logits, else
@@ -78,5 +79,6 @@ def rank_sort_loss(
         )
     check_number("delta", delta, 0)
     check_number("eps", eps, 0)
-    check_not_yet(group, max_positives)
-    return RankSortLosses(*ops.rank_sort_loss(logits, targets, iou, delta, eps, per_image)[:2])
+    check_max_positives(max_positives)
+    check_not_yet(group)
+    return RankSortLosses(*ops.rank_sort_loss(logits, targets, iou, delta, eps, per_image, max_positives)[:2])

@@ -70,12 +70,20 @@ def check_per_positive(name: str, value: Tensor, logits: Tensor, *, per_anchor: 
         raise ValueError(f"{name} must have shape {expected}, P the number of positives; got {tuple(value.shape)}")
 
 
-def check_not_yet(group: object, max_positives: object) -> None:
-    """`group` and `max_positives` are part of the interface, and not implemented in this version."""
+def check_max_positives(max_positives: object) -> None:
+    """None, or a whole number, at least 1."""
+    if max_positives is None:
+        return
+    if isinstance(max_positives, bool) or not isinstance(max_positives, int):
+        raise TypeError(f"max_positives must be an int or None; got {type(max_positives).__name__}")
+    if max_positives < 1:
+        raise ValueError(f"max_positives must be >= 1; got {max_positives}")
+
+
+def check_not_yet(group: object) -> None:
+    """`group` is part of the interface, and not implemented in this version."""
     if group is not None:
         raise NotImplementedError("group: ranking over a process group is not implemented in this version")
-    if max_positives is not None:
-        raise NotImplementedError("max_positives is not implemented in this version")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -114,18 +122,18 @@ def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
     check_device("avg_factor", value, like)
 
 
-def check_softmax_labels(logits: Tensor, labels: Tensor, background: int) -> None:
+def check_softmax_labels(logits: Tensor, labels: Tensor, background: int, name: str = "labels") -> None:
     """Logits [..., K], K >= 1, integer labels of shape logits.shape[:-1], a channel from -K to K - 1."""
     check_float_tensor("logits", logits)
     if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor; got {type(labels).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {type(labels).__name__}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"labels must have an integer dtype; got {labels.dtype}")
+        raise TypeError(f"{name} must have an integer dtype; got {labels.dtype}")
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape [..., K], K at least 1; got {tuple(logits.shape)}")
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
-    check_device("labels", labels, logits)
+        raise ValueError(f"{name} must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
+    check_device(name, labels, logits)
     check_background(background, logits.shape[-1])
 
 

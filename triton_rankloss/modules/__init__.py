@@ -11,6 +11,14 @@ from .boxes import (
 from .dr import (
     DRLoss as DRLoss,
 )
+from .harmonic import (
+    HarmonicIoULoss as HarmonicIoULoss,
+    HarmonicLoss as HarmonicLoss,
+    TaskContrastiveLoss as TaskContrastiveLoss,
+)
+from .harmonic_detection import (
+    HarmonicDetectionLoss as HarmonicDetectionLoss,
+)
 from .iou_balanced import (
     IoUBalancedBCELoss as IoUBalancedBCELoss,
     IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,

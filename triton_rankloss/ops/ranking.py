@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import ranking
-from ..reference import targets as reference_targets
+from ..reference import ranking, targets as reference_targets
+from .dispatch import register_launcher
 
 
 @torch.library.custom_op("triton_rankloss::transport", mutates_args=())
@@ -39,12 +39,15 @@ def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
     )
 
 
+register_launcher(transport, "transport", "backward")
 transport.register_autograd(_no_double_backward, setup_context=lambda ctx, inputs, output: None)
 
 
-def fake_state(logits: Tensor, num_updates: int, per_image: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fake_state(
+    logits: Tensor, num_updates: int, per_image: bool, max_positives: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Metadata of (positions, scores, weights, updates, offsets)."""
-    num_positives = torch.library.get_ctx().new_dynamic_size()
+    num_positives = torch.library.get_ctx().new_dynamic_size() if max_positives is None else max_positives
     dtype = reference_targets.result_dtype(logits)
     return (
         logits.new_empty(num_positives, dtype=torch.long),

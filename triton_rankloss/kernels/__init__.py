@@ -1,0 +1,1 @@
+"""Triton kernels, one file per family; imported only where a kernel is about to run."""

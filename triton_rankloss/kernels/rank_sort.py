@@ -1,0 +1,126 @@
+"""Rank & Sort Loss on the GPU: what lies between count and transport, over tiles of pairs of positives.
+
+H_ik = H(p_k - p_i),   r_i = sum_k H_ik,   t_i: IoU target,   m_i = sum_k [t_k < t_i] H_ik
+ranking_i = b_i / (r_i + b_i)
+sorting_i = (sum_k H_ik (1 - t_k)) / r_i - (sum over t_k >= t_i of H_ik (1 - t_k)) / (r_i - m_i)
+w_i = ranking_i / (b_i |P|) where b_i > eps, else 0
+updates of positive i:  -w_i b_i  (ranking)
+                        -sorting_i / |P| where m_i > 0, and
+                        (1 / |P|) sum_k sorting_k [t_i < t_k] H_ki / m_k  (sorting)
+
+owner of outputs     program (t, s): the positives in tile t of scope s
+accumulation         float32 (float64 for float64 logits); the final sums over positives float64
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.targets import is_per_anchor, per_positive
+from .count import count
+from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
+from .targets import TRITON_DTYPE, find_positives, pad_to_bound, scopes_of
+
+
+@triton.jit
+def _error_kernel(
+    scores_ptr, iou_ptr, offsets_ptr, above_ptr, weights_ptr, updates_ptr, terms_ptr, carried_ptr,
+    num_positives, num_scopes, eps, half_inverse_delta,
+    TILE: tl.constexpr, SCOPES: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """ranking_i, sorting_i as shares of the mean, w_i, the ranking update, and sorting_i / m_i for the missorted."""
+    tile, scope = tl.program_id(0), tl.program_id(1)
+    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
+    i = first + tile * TILE + tl.arange(0, TILE)
+    if first + tile * TILE < last:
+        p = tl.load(scores_ptr + i, mask=i < last, other=0)
+        t = tl.load(iou_ptr + i, mask=i < last, other=0).to(COMPUTE)
+        in_order = tl.zeros([TILE, TILE], COMPUTE)
+        in_order_error = tl.zeros([TILE, TILE], COMPUTE)
+        missorted = tl.zeros([TILE, TILE], COMPUTE)
+        missorted_error = tl.zeros([TILE, TILE], COMPUTE)
+        for start in range(first, last, TILE):
+            k = start + tl.arange(0, TILE)
+            p_k = tl.load(scores_ptr + k, mask=k < last, other=float("-inf"))
+            t_k = tl.load(iou_ptr + k, mask=k < last, other=0).to(COMPUTE)
+            h = step(p_k[None, :] - p[:, None], half_inverse_delta, HARD)
+            lower_target = t_k[None, :] < t[:, None]
+            h_missorted = tl.where(lower_target, h, 0)
+            h_in_order = tl.where(lower_target, 0, h)
+            in_order += h_in_order
+            in_order_error += h_in_order * (1 - t_k)[None, :]
+            missorted += h_missorted
+            missorted_error += h_missorted * (1 - t_k)[None, :]
+        above = tl.load(above_ptr + i, mask=i < last, other=0)
+        r, m = tl.sum(in_order, 1), tl.sum(missorted, 1)
+        target = tl.sum(in_order_error, 1) / r
+        # current - target with m pulled out: it is 0, not a rounding error, where nothing is missorted
+        sorting = (tl.sum(missorted_error, 1) - m * target) / (r + m)
+        scale = 1 / ((last - first).to(COMPUTE) * num_ranked_scopes(offsets_ptr, num_scopes, SCOPES).to(COMPUTE))
+        ranking = above / (r + m + above) * scale
+        sorting = sorting * scale
+        share = tl.where(above <= eps, 0, ranking)
+        tl.store(weights_ptr + i, tl.where(above <= eps, 0, share / above), mask=i < last)
+        tl.store(updates_ptr + i, -share, mask=i < last)
+        tl.store(terms_ptr + i, ranking, mask=i < last)
+        tl.store(terms_ptr + num_positives + i, sorting, mask=i < last)
+        tl.store(carried_ptr + i, tl.where(m > 0, sorting / m, 0), mask=i < last)
+
+
+@triton.jit
+def _sorting_update_kernel(
+    scores_ptr, iou_ptr, offsets_ptr, terms_ptr, carried_ptr, updates_ptr, num_positives, half_inverse_delta,
+    TILE: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Sorting errors, from the positives that have them to the positives that cause them."""
+    tile, scope = tl.program_id(0), tl.program_id(1)
+    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
+    i = first + tile * TILE + tl.arange(0, TILE)
+    if first + tile * TILE < last:
+        p = tl.load(scores_ptr + i, mask=i < last, other=0)
+        t = tl.load(iou_ptr + i, mask=i < last, other=0).to(COMPUTE)
+        received = tl.zeros([TILE, TILE], COMPUTE)
+        for start in range(first, last, TILE):
+            k = start + tl.arange(0, TILE)
+            p_k = tl.load(scores_ptr + k, mask=k < last, other=float("inf"))
+            t_k = tl.load(iou_ptr + k, mask=k < last, other=0).to(COMPUTE)
+            carried = tl.load(carried_ptr + k, mask=k < last, other=0)
+            h = step(p[:, None] - p_k[None, :], half_inverse_delta, HARD)
+            received += tl.where(t[:, None] < t_k[None, :], h * carried[None, :], 0)
+        carried = tl.load(carried_ptr + i, mask=i < last, other=0)
+        sorting = tl.load(terms_ptr + num_positives + i, mask=i < last, other=0)
+        update = tl.sum(received, 1) - tl.where(carried == 0, 0, sorting)
+        tl.store(updates_ptr + num_positives + i, update, mask=i < last)
+
+
+def forward(
+    logits: Tensor, targets: Tensor, iou: Tensor | None, delta: float, eps: float, per_image: bool,
+    max_positives: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(ranking, sorting, positions, scores, weights, updates [2, P], offsets)."""
+    scopes = scopes_of(logits, targets, per_image)
+    positives = find_positives(scopes, max_positives)
+    positions, scores, offsets = positives
+    above = count(scopes, positives, delta)
+    weights, updates = empty_state(above, 2, max_positives)
+    carried, terms = torch.empty_like(above), torch.empty_like(updates)
+    grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
+    constants = {"TILE": TILE, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
+    if scores.numel() > 0:
+        if iou is None:
+            iou = targets.reshape(-1)[positions]
+        elif max_positives is None or is_per_anchor(iou, logits):
+            iou = per_positive(iou, logits, positions, "iou").contiguous()
+        else:
+            iou = pad_to_bound(iou, max_positives)
+        half_inverse_delta = 0.5 / delta if delta > 0 else 0.0
+        _error_kernel[grid](
+            scores, iou, offsets, above, weights, updates, terms, carried, scores.numel(), scopes.num_scopes, eps,
+            half_inverse_delta, SCOPES=triton.next_power_of_2(scopes.num_scopes), **constants,
+        )  # fmt: skip
+        _sorting_update_kernel[grid](
+            scores, iou, offsets, terms, carried, updates, scores.numel(), half_inverse_delta, **constants
+        )  # fmt: skip
+    ranking, sorting = sum_of_positives(terms, offsets)
+    return ranking, sorting, positions, scores, weights, updates, offsets

@@ -1,0 +1,189 @@
+"""Reading candidates with their targets, and listing the positives.
+
+A scope is what is ranked together: an image, or the whole batch. Logits are [S, M]: S scopes of M candidates; targets
+are dense [S, M] (> 0 positive, 0 negative, else ignored) or labels [S, M / C] (0..C-1 the positive channel of an
+anchor, C and above background, below 0 ignored), read as they are: no one-hot, no gather of the logits.
+
+    symbol           meaning
+    positions [P]    flat positions of the positives in the logits, row-major
+    scores [P]       their logits, float32 (float64 for float64 logits)
+    offsets [S + 1]  positives offsets[s]:offsets[s + 1] belong to scope s
+
+Listing the positives is a count per block of targets, a prefix sum over blocks, and a write: every program owns the
+slots from its prefix on, so the order is row-major whatever order programs run in. Scores are clamped to
++-LARGEST_SCORE, so that an infinity has differences; NaN stays.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.targets import are_labels, result_dtype
+
+LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.ranking
+TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+class Positives(NamedTuple):
+    """The positives of every scope; P is exact, or an upper bound where the host was not to wait for it."""
+
+    positions: Tensor  # int64 [P]
+    scores: Tensor  # [P]
+    offsets: Tensor  # int64 [S + 1]
+
+
+class Scopes(NamedTuple):
+    """Logits and targets as the kernels read them: contiguous, with the shape of one scope."""
+
+    logits: Tensor
+    targets: Tensor
+    num_scopes: int
+    num_candidates: int  # M
+    num_targets: int  # M, or M / C for labels
+    num_classes: int  # C, 1 for dense targets
+    labels: bool
+
+    def arguments(self) -> dict[str, object]:
+        """The constants of kernels that read candidates."""
+        return {
+            "NUM_CLASSES": self.num_classes,
+            "LABELS": self.labels,
+            "COMPUTE": TRITON_DTYPE[result_dtype(self.logits)],
+        }
+
+
+def scopes_of(logits: Tensor, targets: Tensor, per_image: bool) -> Scopes:
+    """What is ranked together: each image, or everything."""
+    labels = are_labels(logits, targets)
+    num_scopes = logits.shape[0] if per_image else 1
+    num_classes = logits.shape[-1] if labels else 1
+    num_candidates = logits.numel() // max(1, num_scopes)
+    if targets.dtype == torch.bool:
+        targets = targets.view(torch.uint8)
+    return Scopes(
+        logits.contiguous(), targets.contiguous(), num_scopes, num_candidates,
+        targets.numel() // max(1, num_scopes), num_classes, labels,
+    )  # fmt: skip
+
+
+@triton.jit
+def finite_scores(x, COMPUTE: tl.constexpr):
+    """Scores with infinities made very large numbers."""
+    return tl.clamp(x.to(COMPUTE), -LARGEST_SCORE, LARGEST_SCORE, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def load_candidates(
+    logits_ptr, targets_ptr, scope, start, num_candidates,
+    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, negative, positive)."""
+    lanes = tl.arange(0, BLOCK)
+    in_scope = start + lanes < num_candidates
+    positions = scope * num_candidates + start + lanes
+    scores = finite_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
+    if LABELS:
+        # The 64-bit division is done once for the block; lanes divide small numbers by a constant.
+        first_anchor = start // NUM_CLASSES
+        channels = (start - first_anchor * NUM_CLASSES).to(tl.int32) + lanes
+        anchors = scope * (num_candidates // NUM_CLASSES) + first_anchor + channels // NUM_CLASSES
+        labels = tl.load(targets_ptr + anchors, mask=in_scope, other=0)
+        is_positive = (labels == channels % NUM_CLASSES) & in_scope
+        is_negative = (labels >= 0) & (labels != channels % NUM_CLASSES) & in_scope
+    else:
+        targets = tl.load(targets_ptr + positions, mask=in_scope, other=0)
+        is_positive = (targets > 0) & in_scope
+        is_negative = (targets == 0) & in_scope
+    return positions, in_scope, scores, is_negative, is_positive
+
+
+@triton.jit
+def _is_positive(
+    targets_ptr, scope, start, num_targets, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr
+):
+    """Targets start:start + BLOCK of a scope: (their flat positions, values, which make a positive)."""
+    lanes = tl.arange(0, BLOCK)
+    in_scope = start + lanes < num_targets
+    at = scope * num_targets + start + lanes
+    values = tl.load(targets_ptr + at, mask=in_scope, other=0)
+    if LABELS:
+        return at, values, (values >= 0) & (values < NUM_CLASSES) & in_scope
+    return at, values, (values > 0) & in_scope
+
+
+@triton.jit
+def _count_positives_kernel(
+    targets_ptr, counts_ptr, num_targets,
+    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr,
+):  # fmt: skip
+    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    _, _, positive = _is_positive(
+        targets_ptr, scope, block.to(tl.int64) * BLOCK, num_targets, BLOCK, NUM_CLASSES, LABELS
+    )
+    tl.store(counts_ptr + scope * tl.num_programs(0) + block, tl.sum(positive.to(tl.int64)))
+
+
+@triton.jit
+def _list_positives_kernel(
+    logits_ptr, targets_ptr, ends_ptr, positions_ptr, scores_ptr, offsets_ptr, num_targets, num_scopes, capacity,
+    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    program = scope * tl.num_programs(0) + block
+    total = tl.load(ends_ptr + num_scopes * tl.num_programs(0) - 1)
+    first = tl.load(ends_ptr + program - 1, mask=program > 0, other=0)
+    if block == 0:
+        tl.store(offsets_ptr + scope, tl.minimum(first, capacity))
+        if scope == 0:
+            tl.store(offsets_ptr + num_scopes, tl.minimum(total, capacity))
+
+    at, values, positive = _is_positive(
+        targets_ptr, scope, block.to(tl.int64) * BLOCK, num_targets, BLOCK, NUM_CLASSES, LABELS
+    )
+    slots = first + tl.cumsum(positive.to(tl.int32), 0) - 1
+    positive = positive & (slots < capacity)
+    positions = at
+    if LABELS:
+        positions = at * NUM_CLASSES + values
+    scores = finite_scores(tl.load(logits_ptr + positions, mask=positive, other=0), COMPUTE)
+    # More positives than the caller promised: no loss can be right, and NaN says so without the host.
+    scores = tl.where(total > capacity, float("nan"), scores)
+    tl.store(positions_ptr + slots, positions, mask=positive)
+    tl.store(scores_ptr + slots, scores, mask=positive)
+
+
+def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
+    """List the positives; waits for their number unless `max_positives` bounds it."""
+    logits, targets = scopes.logits, scopes.targets
+    grid = (triton.cdiv(scopes.num_targets, TARGETS_BLOCK), scopes.num_scopes)
+    if logits.numel() == 0:
+        scores = logits.new_empty(max_positives or 0, dtype=result_dtype(logits))
+        return Positives(
+            scores.long(), scores, torch.zeros(scopes.num_scopes + 1, dtype=torch.long, device=logits.device)
+        )
+    forms = {"BLOCK": TARGETS_BLOCK, "NUM_CLASSES": scopes.num_classes, "LABELS": scopes.labels}
+    counts = torch.empty(grid[0] * grid[1], dtype=torch.long, device=logits.device)
+    _count_positives_kernel[grid](targets, counts, scopes.num_targets, **forms)
+    ends = counts.cumsum(0)
+    capacity = int(ends[-1]) if max_positives is None else max_positives
+    positions = torch.empty(capacity, dtype=torch.long, device=logits.device)
+    scores = torch.empty(capacity, dtype=result_dtype(logits), device=logits.device)
+    offsets = torch.empty(scopes.num_scopes + 1, dtype=torch.long, device=logits.device)
+    if max_positives is not None:
+        # Behind the last positive nothing is written, and positions must be valid to read through.
+        positions.zero_(), scores.zero_()
+    positives = Positives(positions, scores, offsets)
+    _list_positives_kernel[grid](
+        logits, targets, ends, *positives, scopes.num_targets, scopes.num_scopes, capacity,
+        COMPUTE=TRITON_DTYPE[result_dtype(logits)], **forms,
+    )  # fmt: skip
+    return positives
+
+
+def pad_to_bound(values: Tensor, max_positives: int) -> Tensor:
+    """Values given per positive, for as many as there may be: those that are missing are NaN, and so is the loss."""
+    return torch.nn.functional.pad(values, (0, max_positives - values.numel()), value=float("nan"))

@@ -1,0 +1,24 @@
+"""Where an operator runs: its Triton launcher on GPUs (NVIDIA and AMD), the reference, its own body, elsewhere.
+
+`TRITON_INTERPRET=1`, Triton's own switch, sends CPU tensors through the launchers too: that is how they are tested
+without a GPU.
+"""
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+DEVICE_TYPES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+
+
+def register_launcher(op: Any, family: str, launcher: str) -> None:
+    """Make `launcher` of `kernels/<family>.py` the implementation of `op`; Triton is imported by its first call."""
+    if importlib.util.find_spec("triton") is None:
+        return
+
+    def launch(*arguments: Any) -> Any:
+        module = importlib.import_module(f"..kernels.{family}", __package__)
+        return getattr(module, launcher)(*arguments)
+
+    op.register_kernel(DEVICE_TYPES)(launch)
