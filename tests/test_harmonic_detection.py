@@ -1,0 +1,394 @@
+"""Harmonic detection loss: the written formula, one positive at a time, and cases worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, TOLERANCE, relative_error
+from torch.nn.functional import one_hot
+
+import triton_rankloss as trl
+from triton_rankloss.reference import harmonic as positive_reference, harmonic_detection as reference
+
+NUM_CLASSES = 3
+kinds = pytest.mark.parametrize("classification", ["bce", "focal", "softmax"])
+FACTORS = {"bce": (1.0, 1.0, 0.0), "focal": (0.75, 0.25, 2.0)}  # weights of negatives and positives, gamma
+
+
+def to_dense(labels):
+    dense = one_hot(labels.clamp(min=0), NUM_CLASSES + 1)[..., :NUM_CLASSES]
+    return dense.masked_fill((labels < 0).unsqueeze(-1), -1)
+
+
+def boxes(num):
+    corner = 6 * torch.rand(num, 2)
+    return torch.cat([corner, corner + 0.5 + 5 * torch.rand(num, 2)], 1).double()
+
+
+class Batch:
+    """Logits [2, 10, 3] in float64, labels of them (of a softmax: the last channel is background), boxes and deltas."""
+
+    def __init__(self, classification, device):
+        self.logits = 2 * torch.randn(2, 10, NUM_CLASSES, dtype=torch.float64, device=device)
+        last = NUM_CLASSES - (classification == "softmax")
+        self.labels = torch.randint(-1, last + 1, (2, 10), device=device)
+        self.is_positive = (self.labels >= 0) & (self.labels < last)
+        num = int(self.is_positive.sum())
+        self.pred, self.target = boxes(num).to(device), boxes(num).to(device)
+        self.pred[0] = self.target[0]
+        self.deltas, self.target_deltas = torch.randn(2, num, 5, dtype=torch.float64, device=device)
+        self.classification = classification
+        self.num_samples = int((self.labels >= 0).sum()) if classification == "softmax" else num
+
+    def gradients(self, loss, *, deltas=True, **options):
+        """(loss, gradients of logits, predicted boxes and, if given, deltas)."""
+        leaves = [t.clone().requires_grad_() for t in (self.logits, self.pred, self.deltas)[: 2 + deltas]]
+        both = {"pred_deltas": leaves[2], "target_deltas": self.target_deltas} if deltas else {}
+        value = loss(
+            leaves[0], self.labels, leaves[1], self.target, classification=self.classification, **both, **options
+        )
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+def written(
+    logits, labels, pred, target, *, pred_deltas=None, target_deltas=None, classification="bce", beta=1.0,
+    iou_weight=1.5, iou_gamma=0.8, detach_factors=False, task_contrastive_weight=0.0, avg_factor=1.0, factors=None,
+):  # fmt: skip
+    """The formula, one anchor and one channel at a time; differentiable."""
+    total, i = 0, 0
+    for row, label in zip(logits.flatten(0, 1), labels.flatten().tolist()):
+        if label < 0:
+            continue
+        if classification == "softmax":
+            c = torch.log(torch.exp(row).sum()) - row[label]
+            probability = torch.exp(row) / torch.exp(row).sum()
+            entropy = -(probability * torch.log(probability)).sum()
+            is_positive = label < NUM_CLASSES - 1
+            total = total if is_positive else total + c
+        else:
+            negative, positive, gamma = factors or FACTORS[classification]
+            probability = 1 / (1 + torch.exp(-row))
+            entropy = -(probability * probability.log() + (1 - probability) * (1 - probability).log()).sum()
+            is_positive = label < NUM_CLASSES
+            for channel, p in enumerate(probability):
+                if channel == label:
+                    c = -positive * (1 - p) ** gamma * torch.log(p)
+                else:
+                    total = total - negative * p**gamma * torch.log(1 - p)
+        if not is_positive:
+            continue
+        a, b = pred[i], target[i]
+        low, high = torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])
+        intersection = (high - low).prod() if (high > low).all() else (high - low).sum() * 0
+        iou = intersection / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection + 1e-7)
+        loc = iou_weight * (1 + iou) ** iou_gamma * (1 - iou)
+        if pred_deltas is not None:
+            for d in pred_deltas[i] - target_deltas[i]:
+                loc = loc + (d**2 / (2 * beta) if d.abs() < beta else d.abs() - beta / 2)
+        of_c, of_loc = 1 + torch.exp(-loc), 1 + torch.exp(-c)
+        if detach_factors:
+            of_c, of_loc = of_c.detach(), of_loc.detach()
+        excess = torch.relu((probability[label] - iou).abs() - 0.2)
+        total = total + of_c * c + of_loc * loc + task_contrastive_weight * excess / (1 + torch.exp(entropy))
+        i += 1
+    return total / avg_factor
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("deltas", "options"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"detach_factors": True}),
+        (True, {"task_contrastive_weight": 0.7}),
+        (False, {"task_contrastive_weight": 2.0, "detach_factors": True, "iou_weight": 0.5, "iou_gamma": 0.0}),
+        (True, {"beta": 0.3, "iou_weight": 0.0}),
+    ],
+    ids=str,
+)
+def test_formula(classification, deltas, options, device):
+    batch = Batch(classification, device)
+    expected = batch.gradients(written, deltas=deltas, avg_factor=batch.num_samples, **options)
+    actual = batch.gradients(trl.harmonic_detection_loss, deltas=deltas, **options)
+    for value, wanted in zip(actual, expected):
+        assert relative_error(value, wanted) < 1e-11
+    for factor in (7, torch.tensor(7.0, device=device)):
+        actual = batch.gradients(trl.harmonic_detection_loss, deltas=deltas, avg_factor=factor, **options)
+        for value, wanted in zip(actual, expected):
+            assert relative_error(value * 7, wanted * batch.num_samples) < 1e-11
+    module = trl.HarmonicDetectionLoss(classification=classification, **options)
+    arguments = (batch.deltas, batch.target_deltas) if deltas else ()
+    value = module(batch.logits, batch.labels, batch.pred, batch.target, *arguments)
+    assert value.item() == pytest.approx(expected[0].item(), rel=1e-12)
+
+
+def test_focal_parameters_and_forms_of_targets(device):
+    batch = Batch("focal", device)
+    options = {"focal_alpha": 0.4, "focal_gamma": 1.5}
+    expected = batch.gradients(written, factors=(0.6, 0.4, 1.5), avg_factor=batch.num_samples)
+    for form in (batch.labels, batch.labels.to(torch.int8), to_dense(batch.labels), to_dense(batch.labels).float()):
+        batch.labels = form
+        for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss, **options), expected):
+            assert relative_error(value, wanted) < 1e-11
+
+
+def test_several_positives_in_an_anchor(device):
+    # Flat, [N] with one channel per anchor, says the same as [2, 3].
+    logits = torch.randn(2, 3, dtype=torch.float64, device=device)
+    targets = torch.tensor([[1, 0, 1], [-1, 1, 0]], device=device)
+    pred, target = boxes(3).to(device), boxes(3).to(device)
+    loss = trl.harmonic_detection_loss(logits, targets, pred, target)
+    flat = trl.harmonic_detection_loss(logits.flatten(), targets.flatten(), pred, target)
+    assert flat.item() == pytest.approx(loss.item(), rel=1e-14)
+
+
+def test_by_hand(device):
+    # Logits 0: every BCE is ln 2. One positive with IoU 0: l = 1.5 (1 + 0)^0.8 = 1.5. One negative. avg_factor 1.
+    # loss = (1 + e^-1.5) ln 2 + (1 + 1/2) 1.5 + ln 2; dh/dc = 1 + e^-1.5 - 1.5 / 2, dc/dx = -1/2; negative: 1/2.
+    logits = torch.zeros(2, dtype=torch.float64, device=device, requires_grad=True)
+    box = torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64, device=device)
+    loss = trl.harmonic_detection_loss(logits, torch.tensor([1, 0], device=device), box, box + 5)
+    loss.backward()
+    assert loss.item() == pytest.approx((2 + math.exp(-1.5)) * math.log(2) + 2.25)
+    assert logits.grad.tolist() == pytest.approx([-(0.25 + math.exp(-1.5)) / 2, 0.5])
+    # A perfect box, l = 0: 2 c = 2 ln 2; with deltas that are 1 apart in one coordinate, beta 1: l = 1/2.
+    loss = trl.harmonic_detection_loss(logits, torch.tensor([1, 0], device=device), box, box, eps=0.0)
+    assert loss.item() == pytest.approx(3 * math.log(2))
+    deltas = torch.tensor([[1.0, 0]], dtype=torch.float64, device=device)
+    loss = trl.harmonic_detection_loss(
+        logits, torch.tensor([1, 0], device=device), box, box, pred_deltas=deltas, target_deltas=0 * deltas, eps=0.0
+    )
+    assert loss.item() == pytest.approx((2 + math.exp(-0.5)) * math.log(2) + 0.75)
+    # Two equal channels of a softmax, background first: also ln 2 each; two samples are not ignored.
+    pair, labels = torch.zeros(3, 2, dtype=torch.float64, device=device), torch.tensor([1, 0, -1], device=device)
+    options = {"classification": "softmax", "background": 0}
+    loss = trl.harmonic_detection_loss(pair, labels, box, box + 5, **options)
+    assert loss.item() == pytest.approx(((2 + math.exp(-1.5)) * math.log(2) + 2.25) / 2)
+
+
+@kinds
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_positives(classification, weight, device):
+    last = NUM_CLASSES - (classification == "softmax")
+    none = torch.zeros(0, 4, dtype=torch.float64, device=device)
+    for shape, label in (((2, 5), last), ((2, 5), -1), ((2, 0), last), ((0, 5), last)):
+        labels = torch.full(shape, label, device=device)
+        logits = torch.randn(*shape, NUM_CLASSES, dtype=torch.float64, device=device, requires_grad=True)
+        pred, deltas = none.clone().requires_grad_(), none.clone().requires_grad_()
+        options = {"classification": classification, "task_contrastive_weight": weight}
+        loss = trl.harmonic_detection_loss(
+            logits, labels, pred, none, pred_deltas=deltas, target_deltas=none, **options
+        )
+        divisor = max(1, labels.numel()) if classification == "softmax" and label >= 0 else 1
+        expected = written(logits, labels, pred, none, classification=classification, avg_factor=divisor)
+        if labels.numel() == 0 or label < 0:
+            assert loss.item() == 0
+            expected = 0 * logits.sum()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+        gradients = torch.autograd.grad(loss, (logits, pred, deltas))
+        assert relative_error(gradients[0], torch.autograd.grad(expected, logits)[0]) < 1e-12
+        assert [gradient.shape for gradient in gradients[1:]] == [(0, 4), (0, 4)]
+
+
+@kinds
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(classification, dtype, device):
+    batch = Batch(classification, device)
+    batch.logits, batch.pred, batch.deltas = (t.to(dtype) for t in (batch.logits, batch.pred, batch.deltas))
+    actual = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=0.5)
+    batch.logits, batch.pred, batch.deltas = (t.double() for t in (batch.logits, batch.pred, batch.deltas))
+    expected = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=0.5)
+    assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert relative_error(actual[0], expected[0]) < min(TOLERANCE[dtype], 1e-6)
+    for gradient, wanted in zip(actual[1:], expected[1:]):
+        assert gradient.dtype == dtype
+        assert relative_error(gradient, wanted) < 2 * TOLERANCE[dtype]
+
+
+@kinds
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_huge_logits(classification, dtype, device):
+    values = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, 0], dtype=dtype, device=device)
+    logits = torch.stack([values, values.flip(0), values.roll(1)], -1).requires_grad_()
+    labels = torch.tensor([0, 0, 1, 2, 3] if classification != "softmax" else [0, 0, 1, 2, 2], device=device)
+    num = 4 if classification != "softmax" else 3
+    pred = boxes(num).to(device).requires_grad_()
+    loss = trl.harmonic_detection_loss(logits, labels, pred, boxes(num).to(device), classification=classification,
+                                       task_contrastive_weight=1.0)  # fmt: skip
+    assert loss.isfinite()
+    for gradient in torch.autograd.grad(loss, (logits, pred)):
+        assert gradient.isfinite().all()
+
+
+@kinds
+def test_nan_and_strides(classification, device):
+    batch = Batch(classification, device)
+    expected = batch.gradients(trl.harmonic_detection_loss)
+    logits = batch.logits
+    batch.logits = logits.masked_fill((batch.labels < 0).unsqueeze(-1), torch.nan)
+    for actual, wanted in zip(batch.gradients(trl.harmonic_detection_loss), expected):
+        assert torch.equal(actual, wanted)
+    for anchors in (batch.is_positive, (batch.labels >= 0) & ~batch.is_positive):
+        batch.logits = logits.masked_fill(anchors.unsqueeze(-1), torch.nan)
+        loss, gradient, *_ = batch.gradients(trl.harmonic_detection_loss)
+        assert loss.isnan()
+        assert gradient[anchors].isnan().all()
+    strided = Batch(classification, device)
+    vars(strided).update(vars(batch))
+    strided.logits = logits.transpose(0, 2).contiguous().transpose(0, 2)
+    strided.labels = batch.labels.t().contiguous().t()
+    strided.pred, strided.deltas = batch.pred.t().contiguous().t(), batch.deltas.repeat(1, 2)[:, :5]
+    assert not strided.logits.is_contiguous()
+    for actual, wanted in zip(strided.gradients(trl.harmonic_detection_loss), expected):
+        assert relative_error(actual, wanted) < 1e-13
+
+
+def test_softmax_label_beyond_the_last_channel(device):
+    batch = Batch("softmax", device)
+    batch.labels[batch.is_positive] = NUM_CLASSES
+    loss, gradient, *_ = batch.gradients(trl.harmonic_detection_loss)
+    assert loss.isnan()
+    assert gradient[batch.is_positive].isnan().all()
+    assert gradient[~batch.is_positive].isfinite().all()
+
+
+def test_targets_get_no_gradient(device):
+    batch = Batch("bce", device)
+    target = batch.target.clone().requires_grad_()
+    loss = trl.harmonic_detection_loss(batch.logits, batch.labels, batch.pred, target)
+    assert not loss.requires_grad
+
+
+def test_reference_forward_differentiates_to_its_backward(device):
+    upstream = torch.tensor(0.7, dtype=torch.float64, device=device)
+    for kind, background in (("focal", None), ("softmax", -1)):
+        batch = Batch(kind, device)
+        positions = positive_reference.positions_of(batch.logits, batch.labels, background)
+        logits, pred, deltas = (t.clone().requires_grad_() for t in (batch.logits, batch.pred, batch.deltas))
+        boxes_and_deltas = (batch.target, deltas, batch.target_deltas)
+        loc = reference.localization_forward(pred, *boxes_and_deltas, 1.0, 1.5, 0.8, 1e-7)
+        activation, weights = ("softmax" if kind == "softmax" else "sigmoid"), (0.75, 0.25)
+        loss, scale, of_positives = reference.detection_forward(
+            logits, batch.labels, positions, loc, activation, -1, weights, 2.0, False, None
+        )
+        expected = torch.autograd.grad(loss, (logits, pred, deltas), upstream)
+        of_logits = reference.detection_backward(
+            batch.logits, batch.labels, positions, scale, of_positives[0], upstream, activation, -1, weights, 2.0
+        )
+        of_loc = of_positives[1] * upstream
+        of_boxes = reference.localization_backward(
+            batch.pred, batch.target, batch.deltas, batch.target_deltas, of_loc, 1.0, 1.5, 0.8, 1e-7
+        )
+        for actual, wanted in zip((of_logits, *of_boxes), expected):
+            assert relative_error(actual, wanted) < 1e-12
+
+
+LOGITS, LABELS, BOXES, DELTAS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, 4), torch.ones(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((LOGITS.int(), LABELS, BOXES, BOXES), {}, TypeError, "logits must have a floating-point dtype"),
+        ((LOGITS, LABELS[:3], BOXES, BOXES), {}, ValueError, "targets must have the shape of logits"),
+        ((LOGITS, LABELS, BOXES[:3], BOXES[:3]), {}, ValueError, "pred_boxes must hold one box for each of the 4 .* 3"),
+        ((LOGITS, LABELS, BOXES[0], BOXES[0]), {}, ValueError, r"pred_boxes must have shape \[P, 4\]; got \(4,\)"),
+        ((LOGITS, LABELS, BOXES, BOXES[:3]), {}, ValueError, r"target_boxes must have the shape .*; got \(3, 4\)"),
+        ((LOGITS, LABELS, BOXES, BOXES.long()), {}, TypeError, "target_boxes must have a floating-point dtype"),
+        ((LOGITS, LABELS, BOXES.to("meta"), BOXES), {}, ValueError, "pred_boxes must be on the same device"),
+        ((LOGITS, LABELS, BOXES, BOXES), {"pred_deltas": DELTAS}, ValueError, "target_deltas must be given too"),
+        ((LOGITS, LABELS, BOXES, BOXES), {"target_deltas": DELTAS}, ValueError, "pred_deltas must be given too"),
+        (
+            (LOGITS, LABELS, BOXES, BOXES),
+            {"pred_deltas": DELTAS[:3], "target_deltas": DELTAS},
+            ValueError,
+            r"pred_deltas must have shape \(4, D\); got \(3, 5\)",
+        ),
+        (
+            (LOGITS, LABELS, BOXES, BOXES),
+            {"pred_deltas": DELTAS, "target_deltas": BOXES},
+            ValueError,
+            r"target_deltas must have the shape of pred_deltas, \(4, 5\); got \(4, 4\)",
+        ),
+        (
+            (LOGITS, LOGITS, BOXES, BOXES),
+            {"classification": "softmax"},
+            TypeError,
+            "targets must have an integer dtype; got torch.float32",
+        ),
+        ((LOGITS, LABELS, BOXES, BOXES), {"avg_factor": -1}, ValueError, "avg_factor must be > 0 and finite; got -1"),
+    ],
+)
+def test_bad_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        trl.harmonic_detection_loss(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classification": "hinge"}, ValueError, "classification must be one of 'bce', .*; got 'hinge'"),
+        ({"focal_alpha": 2}, ValueError, "focal_alpha must be >= 0 and <= 1 and finite; got 2"),
+        ({"focal_gamma": -1}, ValueError, "focal_gamma must be >= 0 and finite; got -1"),
+        ({"background": 1.0}, TypeError, "background must be an integer; got float"),
+        ({"beta": -1}, ValueError, "beta must be >= 0 and finite; got -1"),
+        ({"iou_weight": -1}, ValueError, "iou_weight must be >= 0 and finite; got -1"),
+        ({"iou_gamma": 1.5}, ValueError, "iou_gamma must be >= 0 and <= 1 and finite; got 1.5"),
+        ({"detach_factors": None}, TypeError, "detach_factors must be a bool; got NoneType"),
+        ({"task_contrastive_weight": -1}, ValueError, "task_contrastive_weight must be >= 0 and finite; got -1"),
+        ({"task_contrastive_margin": 2}, ValueError, "task_contrastive_margin must be >= 0 and <= 1 .* got 2"),
+        ({"eps": -1}, ValueError, "eps must be >= 0 and finite; got -1"),
+    ],
+)  # fmt: skip
+def test_bad_parameters(options, error, message):
+    with pytest.raises(error, match=message):
+        trl.HarmonicDetectionLoss(**options)
+    with pytest.raises(error, match=message):
+        trl.harmonic_detection_loss(LOGITS, LABELS, BOXES, BOXES, **options)
+
+
+def test_representation():
+    assert repr(trl.HarmonicDetectionLoss(classification="focal")) == (
+        "HarmonicDetectionLoss(classification='focal', focal_alpha=0.25, focal_gamma=2, background=-1, beta=1, "
+        "iou_weight=1.5, iou_gamma=0.8, detach_factors=False, task_contrastive_weight=0, "
+        "task_contrastive_margin=0.2, eps=1e-07)"
+    )
+
+
+@kinds
+def test_double_backward_compile_and_autocast(classification, device):
+    batch = Batch(classification, device)
+    leaf = batch.logits.clone().requires_grad_()
+    loss = trl.harmonic_detection_loss(leaf, batch.labels, batch.pred, batch.target, classification=classification)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
+        gradient.sum().backward()
+    options = {"task_contrastive_weight": 0.5, "avg_factor": torch.tensor(3.0, device=device)}
+    expected = batch.gradients(trl.harmonic_detection_loss, **options)
+    compiled = torch.compile(trl.harmonic_detection_loss, fullgraph=True, backend="aot_eager")
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        for function in (compiled, trl.harmonic_detection_loss):
+            for actual, wanted in zip(batch.gradients(function, **options), expected):
+                assert relative_error(actual, wanted) < 1e-12
+
+
+def test_operators(device):
+    ops = torch.ops.triton_rankloss
+    for kind, background in (("sigmoid", None), ("softmax", -1)):
+        batch = Batch(kind, device)
+        positions = positive_reference.positions_of(batch.logits, batch.labels, background)
+        leaf, pred = batch.logits.clone().requires_grad_(), batch.pred.clone().requires_grad_()
+        loc = torch.rand(positions.numel(), device=device, requires_grad=True)
+        rest = (kind, -1, 1.0, 1.0, 0.0)
+        arguments = (leaf, batch.labels, positions, loc, *rest, False, None, torch.tensor(2.0, device=device))
+        torch.library.opcheck(ops.harmonic_detection_loss, arguments)
+        scale = torch.tensor(0.5, dtype=torch.float64, device=device)
+        arguments = (batch.logits, batch.labels, positions, scale, loc.detach().double(), scale, *rest)
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(ops.harmonic_detection_loss_backward, arguments, test_utils=checks)
+        for deltas in ((batch.deltas, batch.target_deltas), (None, None)):
+            arguments = (pred, batch.target, *deltas)
+            torch.library.opcheck(ops.harmonic_localization_loss, (*arguments, 1.0, 1.5, 0.8, 1e-7))
+            arguments = (batch.pred, batch.target, *deltas, loc.detach(), 1.0, 1.5, 0.8, 1e-7)
+            torch.library.opcheck(ops.harmonic_localization_loss_backward, arguments, test_utils=checks)
