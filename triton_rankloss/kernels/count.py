@@ -102,6 +102,30 @@ def _list_kernel(
 
 
 @triton.jit
+def _sum_pairs(
+    list_ptr, num_listed_ptr, p, origin, first_list, last_list, list_capacity, half_inverse_delta,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, HARD: tl.constexpr, RESCALED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Sums of H over the pairs of the positives p [TILE] with the negatives of some lists."""
+    sums = tl.zeros([TILE, BLOCK], COMPUTE)
+    nan = tl.zeros([BLOCK], COMPUTE)
+    for item in range(first_list, last_list):
+        num_listed = tl.load(num_listed_ptr + item)
+        for start in range(0, num_listed, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            n = finite_scores(tl.load(list_ptr + item * list_capacity + j, mask=j < num_listed, other=0), COMPUTE)
+            nan += 0 * n
+            if RESCALED:
+                n = tl.where(j < num_listed, (n - origin) * half_inverse_delta, float("-inf"))
+                sums += tl.clamp(n[None, :] - p[:, None], 0.0, 1.0)
+            else:
+                n = tl.where(j < num_listed, n, float("-inf"))
+                sums += step(n[None, :] - p[:, None], half_inverse_delta, HARD)
+    # A saturating addition hides NaN, the zeros do not.
+    return tl.sum(sums, 1) + tl.sum(nan)
+
+
+@triton.jit
 def _pairs_kernel(
     list_ptr, num_listed_ptr, scores_ptr, offsets_ptr, partial_ptr, num_positives, num_lists, lists_per_program,
     list_capacity, half_inverse_delta,
@@ -116,26 +140,20 @@ def _pairs_kernel(
         p = tl.load(scores_ptr + i, mask=i < last, other=float("inf"))
         origin = tl.load(scores_ptr + first + tile * TILE)
         distance = tl.max(tl.where(i < last, tl.abs(p - origin), 0)) * half_inverse_delta
-        rescaled_p = (p - origin) * half_inverse_delta - 0.5
-        sums = tl.zeros([BLOCK, TILE], COMPUTE)
-        nan = tl.zeros([BLOCK], COMPUTE)
-        for item in range(program * lists_per_program, tl.minimum((program + 1) * lists_per_program, num_lists)):
-            slot = scope * num_lists + item
-            num_listed = tl.load(num_listed_ptr + slot)
-            for start in range(0, num_listed, BLOCK):
-                j = start + tl.arange(0, BLOCK)
-                n = finite_scores(tl.load(list_ptr + slot * list_capacity + j, mask=j < num_listed, other=0), COMPUTE)
-                nan += 0 * n
-                n = tl.where(j < num_listed, n, float("-inf"))
-                if HARD:
-                    sums += (n[:, None] >= p[None, :]).to(COMPUTE)
-                elif distance < MAX_RESCALED:
-                    rescaled_n = (n - origin) * half_inverse_delta
-                    sums += tl.clamp(rescaled_n[:, None] - rescaled_p[None, :], 0.0, 1.0)
-                else:
-                    sums += step(n[:, None] - p[None, :], half_inverse_delta, HARD)
-        # A saturating addition hides NaN, the zeros do not.
-        tl.store(partial_ptr + program * num_positives + i, tl.sum(sums, 0) + tl.sum(nan), mask=i < last)
+        first_list = scope * num_lists + program * lists_per_program
+        last_list = scope * num_lists + tl.minimum((program + 1) * lists_per_program, num_lists)
+        if (distance < MAX_RESCALED) & (not HARD):
+            p = (p - origin) * half_inverse_delta - 0.5
+            sums = _sum_pairs(
+                list_ptr, num_listed_ptr, p, origin, first_list, last_list, list_capacity, half_inverse_delta,
+                BLOCK, TILE, HARD, True, COMPUTE,
+            )  # fmt: skip
+        else:
+            sums = _sum_pairs(
+                list_ptr, num_listed_ptr, p, origin, first_list, last_list, list_capacity, half_inverse_delta,
+                BLOCK, TILE, HARD, False, COMPUTE,
+            )  # fmt: skip
+        tl.store(partial_ptr + program * num_positives + i, sums, mask=i < last)
 
 
 @triton.jit
