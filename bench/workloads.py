@@ -64,6 +64,11 @@ class Problem:
     as_labels: bool
 
     @property
+    def leaf(self) -> Tensor:
+        """What the gradient is taken of."""
+        return self.logits
+
+    @property
     def targets(self) -> Tensor:
         """In the workload's form, as our losses take them."""
         return self.labels if self.as_labels else self._dense

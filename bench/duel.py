@@ -1,0 +1,78 @@
+"""One case: all implementations of a loss on the same inputs, checked, then timed in turns."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor
+
+from .gate import Errors, RedCheckError, check, errors, loss_and_gradient
+from .peers import Peer
+from .resources import launches_and_synchronizations, peak_memory
+from .timing import Sample, take_turns
+
+PHASES = ("forward", "backward", "both")
+
+
+@dataclass
+class Result:
+    """What was found out about one implementation."""
+
+    errors: Errors | None = None
+    failure: str | None = None
+    samples: list[list[Sample]] = field(default_factory=list)  # [round][repeat]
+    extra_memory: int = 0  # bytes, the gradient included
+    launches: int | None = None  # GPU only
+    synchronizations: int | None = None
+    load: float = 0.0  # share of the machine that other processes used while the samples were taken
+
+    def durations(self, phase: str) -> list[float]:
+        """Seconds of every sample."""
+        return [getattr(sample, phase) for taken in self.samples for sample in taken]
+
+    def info(self) -> dict[str, object]:
+        """What goes to the result file beside the durations."""
+        found = {f"error_{name}": value for name, value in asdict(self.errors).items()}
+        found |= {"repeats": len(self.samples[0]), "extra_memory": self.extra_memory, "load": round(self.load, 2)}
+        if self.launches is not None:
+            found |= {"launches": self.launches, "synchronizations": self.synchronizations}
+        return found
+
+
+def duel(
+    peers: Sequence[Peer],
+    problems: Sequence,
+    expected: tuple[Tensor, Tensor],
+    groups: list[Tensor],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Result]:
+    """Check every implementation on problems[0] against `expected` (loss, gradient), and time those that pass."""
+    problem = problems[0]
+    device = problem.leaf.device.type
+    results = {}
+    for peer in peers:
+        results[peer.name] = result = Result()
+        try:
+            result.errors = errors(loss_and_gradient(peer.loss, problem), expected, groups)
+            check(result.errors, problem.leaf.dtype, peer.exact)
+        except RedCheckError as red:
+            result.failure = f"not the loss it should be: {red}"
+        except Exception as failed:  # one that cannot run, for want of memory say, must not end the others' run
+            result.failure = f"{type(failed).__name__}: {failed}"
+    passed = [peer for peer in peers if results[peer.name].failure is None]
+    for peer in passed:
+        result = results[peer.name]
+        call = _call(peer, problem)
+        result.extra_memory = peak_memory(call, device)
+        if device == "cuda":
+            result.launches, result.synchronizations = launches_and_synchronizations(call)
+    if passed:
+        samples, load = take_turns({peer.name: peer.loss for peer in passed}, problems, seconds, clock)
+        for name, taken in samples.items():
+            results[name].samples, results[name].load = taken, load
+    return results
+
+
+def _call(peer: Peer, problem) -> Callable[[], object]:
+    return lambda: loss_and_gradient(peer.loss, problem)
