@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .candidates import candidates, gradient_of_logits
+from .candidates import candidates
 from .targets import accumulation_dtype, result_dtype
 
 
@@ -40,8 +40,9 @@ def dr_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes."""
     c = candidates(logits, targets)
-    positives = tilted_mean(c.scores, c.is_positive, -1 / pos_lambda, 1.0, per_image)
-    negatives = tilted_mean(logits, c.is_negative, 1 / neg_lambda, 0.0, per_image)
+    p = logits.to(result_dtype(logits)).sigmoid()
+    positives = tilted_mean(p, c.is_positive, -1 / pos_lambda, 1.0, per_image)
+    negatives = tilted_mean(p, c.is_negative, 1 / neg_lambda, 0.0, per_image)
     counts = (positives.has_any | negatives.has_any).to(positives.total.dtype)
     share = counts / counts.sum().clamp(min=1)
     excess = L * (negatives.mean - positives.mean + margin)
@@ -56,24 +57,27 @@ def dr_forward(
 
 
 def dr_backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float,
-    per_image: bool,
-) -> Tensor:  # fmt: skip
+    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+) -> Tensor:
     """Gradient of `logits`, in their dtype, from `state` and the upstream gradient of the loss."""
     c = candidates(logits, targets)
-    of_scores = tilted_mean_gradient(c.scores, c.is_positive, -1 / pos_lambda, state[0], upstream, per_image)
-    of_negatives = tilted_mean_gradient(logits, c.is_negative, 1 / neg_lambda, state[1], upstream, per_image)
-    return gradient_of_logits(logits, targets, of_negatives, of_scores)
+    of_positives, of_negatives = state.view(*state.shape, *[1] * (logits.dim() - 1))
+    coefficient, shift, mean = torch.where(c.is_positive, of_positives, of_negatives)
+    k = torch.where(c.is_positive, state.new_full((), -1 / pos_lambda), 1 / neg_lambda)
+    scores = logits.to(state.dtype)
+    p = scores.sigmoid()
+    gradient = coefficient * upstream * (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * (-scores).sigmoid()
+    return torch.where(c.is_positive | c.is_negative, gradient, 0).to(logits.dtype).contiguous()
 
 
-def tilted_mean(scores: Tensor, mask: Tensor, k: float, default: float, per_image: bool) -> Mean:
-    """Mean of p under softmax(k p), over the masked scores of each scope; `default` where there are none."""
-    mask = mask.reshape((mask.shape[0], math.prod(mask.shape[1:])) if per_image else (1, -1))
-    p = scores.reshape(mask.shape).to(result_dtype(scores)).sigmoid()
+def tilted_mean(p: Tensor, mask: Tensor, k: float, default: float, per_image: bool) -> Mean:
+    """Mean of the masked p of each scope under softmax(k p); `default` where there are none."""
+    scopes = (p.shape[0], math.prod(p.shape[1:])) if per_image else (1, p.numel())
+    p, mask = p.reshape(scopes), mask.reshape(scopes)
     has_any = mask.any(1)
     shift = largest(p, mask) if k > 0 else 1 - largest(1 - p, mask)
     weights = torch.where(mask, k * (p - shift.unsqueeze(1)), -torch.inf).exp()
-    dtype = accumulation_dtype(scores)
+    dtype = accumulation_dtype(p)
     total = torch.where(has_any, weights.sum(1, dtype=dtype), 1)
     mean = (weights * torch.where(mask, p, 0)).sum(1, dtype=dtype) / total
     return Mean(has_any, torch.where(has_any, mean, default), shift.to(dtype), total)
@@ -84,15 +88,3 @@ def largest(p: Tensor, mask: Tensor) -> Tensor:
     if p.shape[1] == 0:
         return p.new_zeros(p.shape[0])
     return torch.where(mask, p, 0).amax(1).detach()
-
-
-def tilted_mean_gradient(
-    scores: Tensor, mask: Tensor, k: float, state: Tensor, upstream: Tensor, per_image: bool
-) -> Tensor:
-    """Gradient of the masked scores, 0 of the others."""
-    shape = (-1, *[1] * (scores.dim() - 1)) if per_image else (1,) * scores.dim()
-    coefficient, shift, mean = (row.view(shape) for row in state)
-    scores = scores.to(state.dtype)
-    p = scores.sigmoid()
-    of_p = coefficient * upstream * (k * (p - shift)).exp() * (1 + k * (p - mean))
-    return torch.where(mask, of_p * p * (-scores).sigmoid(), 0)

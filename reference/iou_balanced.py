@@ -22,7 +22,7 @@ Localization, of d = pred - target:
 import torch
 from torch import Tensor
 
-from .candidates import beside, candidates, gradient_of_logits
+from .candidates import candidates, per_candidate
 from .targets import accumulation_dtype
 from .terms import (
     classes,
@@ -30,9 +30,9 @@ from .terms import (
     cross_entropy_gradient,
     difference,
     divisor,
-    finite,
     focal,
     focal_slope,
+    signed,
     smooth_l1,
     smooth_l1_slope,
     widest_dtype,
@@ -47,9 +47,10 @@ def focal_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]); `iou` per anchor, or of the shape of the logits; class `weights` of (negatives, positives)."""
     c = candidates(logits, targets)
-    at_negatives = torch.where(c.is_negative, focal(-finite(logits), gamma), 0) * weights[0]
-    at_positives = torch.where(c.is_positive, focal(finite(c.scores), gamma), 0) * weights[1]
-    share = iou_weights(beside(iou, c.scores), c.is_positive, eta, at_positives)
+    terms = focal(signed(logits, c), gamma)
+    at_negatives = torch.where(c.is_negative, terms, 0) * weights[0]
+    at_positives = torch.where(c.is_positive, terms, 0) * weights[1]
+    share = iou_weights(per_candidate(iou, logits), c.is_positive, eta, terms)
     loss, scale = balance(at_negatives, at_positives, share, avg_factor, c.is_positive.sum())
     return loss, torch.stack([weights[0] * scale[0], weights[1] * scale[1]])
 
@@ -60,11 +61,10 @@ def focal_backward(
     """Gradient of `logits`, in their dtype, from `scale` and the upstream gradient of the loss."""
     c = candidates(logits, targets)
     of_negative, of_positive = (scale * upstream).unbind()
-    slopes = focal_slope(finite(c.scores), gamma)
-    share = iou_weights(beside(iou, c.scores), c.is_positive, eta, slopes)
-    of_negatives = torch.where(c.is_negative, -of_negative * focal_slope(-finite(logits), gamma), 0)
-    of_positives = torch.where(c.is_positive, of_positive * share * slopes, 0)
-    return gradient_of_logits(logits, targets, of_negatives, of_positives)
+    slopes = focal_slope(signed(logits, c), gamma)
+    share = iou_weights(per_candidate(iou, logits), c.is_positive, eta, slopes)
+    factors = torch.where(c.is_negative, -of_negative, of_positive * share)
+    return torch.where(c.is_negative | c.is_positive, factors * slopes, 0).to(logits.dtype).contiguous()
 
 
 def cross_entropy_forward(

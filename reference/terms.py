@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .candidates import at_label, is_labelled
+from .candidates import Candidates, at_label, is_labelled
 from .targets import accumulation_dtype, result_dtype
 
 
@@ -12,6 +12,12 @@ def finite(logits: Tensor) -> Tensor:
     """`logits` in the dtype of the result; infinite ones count as large finite ones, which cost much but not NaN."""
     limit = min(torch.finfo(logits.dtype).max, 1e30)
     return logits.to(result_dtype(logits)).clamp(-limit, limit)
+
+
+def signed(logits: Tensor, c: Candidates) -> Tensor:
+    """s: the finite logits, with the opposite sign where they are not positives."""
+    scores = finite(logits)
+    return torch.where(c.is_positive, scores, -scores)
 
 
 def focal(score: Tensor, gamma: float) -> Tensor:

@@ -235,7 +235,7 @@ def test_reference_forward_differentiates_to_its_backward(batch):
             leaf = logits.clone().requires_grad_()
             loss, state = reference.dr_forward(leaf, targets, *parameters, per_image)
             (expected,) = torch.autograd.grad(loss, leaf, upstream)
-            actual = reference.dr_backward(logits, targets, state, upstream, 1.0, 0.1, per_image)
+            actual = reference.dr_backward(logits, targets, state, upstream, 1.0, 0.1)
             assert relative_error(actual, expected) < 1e-12
 
 
@@ -300,5 +300,5 @@ def test_operators(per_image, batch):
     ops, leaf = torch.ops.triton_rankloss, logits.clone().requires_grad_()
     torch.library.opcheck(ops.dr_loss, (leaf, labels, 0.5, 1.0, 0.1, 6.0, 4.0, per_image))
     state = torch.rand(2, 3, 4 if per_image else 1, dtype=torch.float64, device=logits.device)
-    arguments = logits.half(), to_dense(labels), state, state[0, 0, 0], 1.0, 0.1, per_image
+    arguments = logits.half(), to_dense(labels), state, state[0, 0, 0], 1.0, 0.1
     torch.library.opcheck(ops.dr_loss_backward, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..reference import boxes as reference
 from ..reference.terms import widest_dtype
-from .gradient import once_differentiable
+from .gradient import contiguous_like, once_differentiable, save
 
 
 @torch.library.custom_op("triton_rankloss::box_loss", mutates_args=())
@@ -29,16 +29,14 @@ def box_loss_backward(boxes1: Tensor, boxes2: Tensor, upstream: Tensor, kind: st
 
 @box_loss_backward.register_fake
 def _(boxes1: Tensor, boxes2: Tensor, upstream: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
-    return torch.empty_like(boxes1, memory_format=torch.contiguous_format)
+    return contiguous_like(boxes1)
 
 
 once_differentiable(box_loss_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes1, boxes2, *ctx.parameters = inputs
-    ctx.save_for_backward(boxes1, boxes2)
-    ctx.set_materialize_grads(False)
+    save(ctx, inputs[:2], inputs[2:])
 
 
 def _backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import dr as reference, targets as reference_targets
-from .gradient import once_differentiable
+from .gradient import contiguous_like, once_differentiable, save
 
 
 @torch.library.custom_op("triton_rankloss::dr_loss", mutates_args=())
@@ -34,30 +34,24 @@ def _(
 
 @torch.library.custom_op("triton_rankloss::dr_loss_backward", mutates_args=())
 def dr_loss_backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float,
-    per_image: bool,
-) -> Tensor:  # fmt: skip
-    """Gradient of the logits, from `state` and the upstream gradient of the loss."""
-    return reference.dr_backward(logits, targets, state, upstream, pos_lambda, neg_lambda, per_image)
+    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+) -> Tensor:
+    """Gradient of the logits, from `state` and the upstream gradient; S > 1: one scope for each logits[s]."""
+    return reference.dr_backward(logits, targets, state, upstream, pos_lambda, neg_lambda)
 
 
 @dr_loss_backward.register_fake
-def _(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float,
-    per_image: bool,
-) -> Tensor:  # fmt: skip
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+def _(logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float) -> Tensor:
+    return contiguous_like(logits)
 
 
 once_differentiable(dr_loss_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, _, pos_lambda, neg_lambda, _, _, per_image = inputs
-    ctx.save_for_backward(logits, targets, output[1])
+    logits, targets, _, pos_lambda, neg_lambda, *_ = inputs
+    save(ctx, (logits, targets, output[1]), (pos_lambda, neg_lambda))
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.parameters = pos_lambda, neg_lambda, per_image
 
 
 def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:

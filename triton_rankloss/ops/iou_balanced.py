@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..reference import candidates, iou_balanced as reference, targets
 from ..reference.terms import widest_dtype
-from .gradient import once_differentiable
+from .gradient import contiguous_like, once_differentiable, save
 
 
 @torch.library.custom_op("triton_rankloss::spread", mutates_args=())
@@ -57,12 +57,13 @@ def focal_loss_backward(
 def _(
     logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
 ) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return contiguous_like(logits)
 
 
 def _focal_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, iou, eta, _, _, gamma, _, _ = inputs
-    _save(ctx, (logits, targets, iou), output[1], (eta, gamma))
+    save(ctx, (logits, targets, iou, output[1]), (eta, gamma))
+    ctx.mark_non_differentiable(output[1])
 
 
 def _focal_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
@@ -99,12 +100,13 @@ def cross_entropy_loss_backward(
 def _(
     logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
 ) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return contiguous_like(logits)
 
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, labels, iou, eta, background, _, _ = inputs
-    _save(ctx, (logits, labels, iou), output[1], (eta, background))
+    save(ctx, (logits, labels, iou, output[1]), (eta, background))
+    ctx.mark_non_differentiable(output[1])
 
 
 def _cross_entropy_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
@@ -144,13 +146,11 @@ def _(
     pred: Tensor, target: Tensor, iou: Tensor, upstream: Tensor, lambda_: float, beta: float, loss_weight: float,
     avg_number: float | None, avg_tensor: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    return torch.empty_like(pred, memory_format=torch.contiguous_format)
+    return contiguous_like(pred)
 
 
 def _smooth_l1_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    pred, target, iou, *ctx.parameters, avg_tensor = inputs
-    ctx.save_for_backward(pred, target, iou, avg_tensor)
-    ctx.set_materialize_grads(False)
+    save(ctx, (*inputs[:3], inputs[-1]), inputs[3:-1])
 
 
 def _smooth_l1_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -167,13 +167,6 @@ def _smooth_l1_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | Non
 def _loss_and_scale(logits: Tensor) -> tuple[Tensor, Tensor]:
     dtype = targets.result_dtype(logits)
     return logits.new_empty((), dtype=dtype), logits.new_empty(2, dtype=dtype)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], scale: Tensor, parameters: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*inputs, scale)
-    ctx.mark_non_differentiable(scale)
-    ctx.set_materialize_grads(False)
-    ctx.parameters = parameters
 
 
 def _gradient(backward_op: Any, ctx: Any, upstream: Tensor | None) -> Tensor | None:
