@@ -14,29 +14,37 @@ import torch
 from torch import Tensor
 
 from .ap import positives_ranked_above
-from .ranking import Ranking, Scope, combine, count, split_scopes, step, transport
+from .ranking import count, step, transport
+from .scopes import (
+    Ranking,
+    Scope,
+    combine,
+    negatives_above,
+    own_gradient,
+    own_positions,
+    split,
+    values_by_scope,
+)
 from .targets import check_per_positive
 
 
 def forward(
-    logits: Tensor, targets: Tensor, localization_errors: Tensor, delta: float, eps: float, per_image: bool
-) -> tuple[Ranking, Tensor]:
+    logits: Tensor, targets: Tensor, localization_errors: Tensor, delta: float, eps: float, per_image: bool,
+    group: str | None = None,
+) -> tuple[Ranking, Tensor]:  # fmt: skip
     """(classification, localization) of every scope, averaged, with the state for backward.
 
-    The tensor beside it, [P], is the gradient of the localization part with respect to each positive's error.
+    The tensor beside it, [P], is the gradient of the localization part with respect to the error of each positive.
     """
-    scopes = split_scopes(logits, targets, delta, per_image)
-    positions = torch.cat([scope.positions for scope in scopes])
-    sizes = [scope.positions.numel() for scope in scopes]
-    errors = check_per_positive(localization_errors, positions, "localization_errors")
+    batch = split(logits, targets, delta, per_image, group, "alrp_loss", eps=eps)
+    errors = check_per_positive(localization_errors, own_positions(batch), "localization_errors")
     terms, error_gradients = [], []
-    for scope, scope_errors in zip(scopes, errors.split(sizes), strict=True):
-        term, error_gradient = alrp_error(scope, scope_errors.to(scope.positives.dtype), delta, eps)
+    for scope, scope_errors in zip(batch.scopes, values_by_scope(errors, batch), strict=True):
+        term, error_gradient = alrp_error(scope, scope_errors, delta, eps)
         terms.append(term)
         error_gradients.append(error_gradient)
-    ranking = combine(scopes, terms, logits)
-    num_ranked = max(1, sum(size > 0 for size in sizes))
-    return ranking, (torch.cat(error_gradients) / num_ranked).to(ranking.losses.dtype)
+    ranking = combine(batch, terms, logits)
+    return ranking, own_gradient(torch.cat(error_gradients), batch).to(ranking.losses.dtype)
 
 
 def alrp_error(scope: Scope, errors: Tensor, delta: float, eps: float) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
@@ -45,7 +53,7 @@ def alrp_error(scope: Scope, errors: Tensor, delta: float, eps: float) -> tuple[
     num_positives = positives.numel()
     if num_positives == 0:
         return (positives.new_zeros(2), positives, positives.unsqueeze(0)), positives
-    above = count(scope.negatives, positives, delta)
+    above = negatives_above(scope, delta)
     among_positives = positives_ranked_above(positives, delta)
     rank = among_positives + above
 

@@ -15,13 +15,16 @@ which is 1 / ((a_i + b_i) |P|), times (1 - q_i) / (1 - prec_i) where the interpo
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, Scope, combine, count, split_scopes, step
+from .ranking import count, step
+from .scopes import Ranking, Scope, combine, negatives_above, split
 
 
-def forward(logits: Tensor, targets: Tensor, delta: float, interpolate: bool, per_image: bool) -> Ranking:
+def forward(
+    logits: Tensor, targets: Tensor, delta: float, interpolate: bool, per_image: bool, group: str | None = None
+) -> Ranking:
     """AP loss of every scope, averaged, with the state for backward."""
-    scopes = split_scopes(logits, targets, delta, per_image)
-    return combine(scopes, [ap_error(scope, delta, interpolate) for scope in scopes], logits)
+    batch = split(logits, targets, delta, per_image, group, "ap_loss", interpolate=interpolate)
+    return combine(batch, [ap_error(scope, delta, interpolate) for scope in batch.scopes], logits)
 
 
 def ap_error(scope: Scope, delta: float, interpolate: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +32,7 @@ def ap_error(scope: Scope, delta: float, interpolate: bool) -> tuple[Tensor, Ten
     positives = scope.positives
     if positives.numel() == 0:
         return positives.new_zeros(1), positives, positives.unsqueeze(0)
-    above = count(scope.negatives, positives, delta)
+    above = negatives_above(scope, delta)
     among_positives = positives_ranked_above(positives, delta)
     precision = among_positives / (among_positives + above)
     interpolated = running_maximum(positives, precision) if interpolate else precision

@@ -17,26 +17,29 @@ those with a lower target:
 import torch
 from torch import Tensor
 
-from .ranking import Ranking, Scope, combine, count, split_scopes, step
+from .ranking import count, step
+from .scopes import Ranking, Scope, combine, negatives_above, own_positions, split, values_by_scope
 from .targets import per_positive
 
 ROWS_AT_ONCE = 256  # of the |P| x |P| comparison of scores and targets: memory stays O(|P|)
 
 
-def forward(logits: Tensor, targets: Tensor, iou: Tensor | None, delta: float, eps: float, per_image: bool) -> Ranking:
+def forward(
+    logits: Tensor, targets: Tensor, iou: Tensor | None, delta: float, eps: float, per_image: bool,
+    group: str | None = None,
+) -> Ranking:  # fmt: skip
     """(ranking, sorting) of every scope, averaged, with the state for backward.
 
     Without `iou` the dense targets hold the IoU of the positives.
     """
-    scopes = split_scopes(logits, targets, delta, per_image)
-    positions = torch.cat([scope.positions for scope in scopes])
-    if iou is None:
-        iou = targets.reshape(-1)[positions]
-    iou = per_positive(iou, logits, positions, "iou").split([scope.positions.numel() for scope in scopes])
+    batch = split(logits, targets, delta, per_image, group, "rank_sort_loss", eps=eps)
+    positions = own_positions(batch)
+    iou = targets.reshape(-1)[positions] if iou is None else per_positive(iou, logits, positions, "iou")
     terms = [
-        rank_sort_error(scope, t.to(scope.positives.dtype), delta, eps) for scope, t in zip(scopes, iou, strict=True)
+        rank_sort_error(scope, scope_iou, delta, eps)
+        for scope, scope_iou in zip(batch.scopes, values_by_scope(iou, batch), strict=True)
     ]
-    return combine(scopes, terms, logits)
+    return combine(batch, terms, logits)
 
 
 def rank_sort_error(scope: Scope, iou: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +48,7 @@ def rank_sort_error(scope: Scope, iou: Tensor, delta: float, eps: float) -> tupl
     num_positives = positives.numel()
     if num_positives == 0:
         return positives.new_zeros(2), positives, positives.new_zeros(2, 0)
-    above = count(scope.negatives, positives, delta)
+    above = negatives_above(scope, delta)
     ranking = above / (count(positives, positives, delta) + above)
     share = torch.where(above <= eps, 0, ranking / num_positives)
     weights = torch.where(above <= eps, 0, share / above)

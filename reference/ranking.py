@@ -16,35 +16,8 @@ longer than that lies inside no window [p_i - delta, p_i + delta], so it cancels
 its useful part: scores in the thousands lose no digits, and an infinite score counts as a very large one.
 """
 
-from itertools import pairwise
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-
-from .targets import accumulation_dtype, negative_mask, positive_positions, result_dtype
-
-LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
-
-
-class Scope(NamedTuple):
-    """The candidates that are ranked against each other: one image, or all that were passed in."""
-
-    positions: Tensor  # [P] flat positions of the positives in the logits
-    positives: Tensor  # [P] their scores p_i
-    negatives: Tensor  # [M] scores n_j of the negatives with H(n_j - p_i) != 0 for some i
-
-
-class Ranking(NamedTuple):
-    """Losses, and the O(|P|) state from which backward makes the gradient of every logit."""
-
-    losses: Tensor  # [L]
-    positions: Tensor  # [P] flat positions of the positives in the logits
-    scores: Tensor  # [P] p_i
-    weights: Tensor  # [P] w_i: negative j receives sum_i w_i H(n_j - p_i), times the upstream gradient of losses[0]
-    updates: Tensor  # [K, P]: what positive i receives, times the upstream gradients of the first K losses
-    offsets: Tensor  # [S + 1]: positives offsets[s]:offsets[s + 1] belong to scope s
 
 
 def step(x: Tensor, delta: float) -> Tensor:
@@ -52,71 +25,6 @@ def step(x: Tensor, delta: float) -> Tensor:
     if delta == 0:
         return (x >= 0).to(x.dtype)
     return (x / (2 * delta) + 0.5).clamp(0, 1)
-
-
-def split_scopes(logits: Tensor, targets: Tensor, delta: float, per_image: bool) -> list[Scope]:
-    """One scope for everything, or one per image; a negative below min(p) - delta moves nothing and is left out."""
-    images = list(zip(logits, targets, strict=True)) if per_image else [(logits, targets)]
-    scopes = []
-    for i, (image_logits, image_targets) in enumerate(images):
-        scores = finite(image_logits)
-        flat = scores.reshape(-1)
-        positions = positive_positions(image_logits, image_targets)
-        positives = flat[positions].to(accumulation_dtype(logits))
-        negatives = flat[relevant_negatives(scores, image_targets, positives, delta)]
-        scopes.append(Scope(positions + i * flat.numel(), positives, negatives))
-    return scopes
-
-
-def finite(scores: Tensor) -> Tensor:
-    """Scores with the infinities of an overflow made very large numbers, which have differences."""
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
-
-
-def relevant_negatives(scores: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
-    """Flat positions of the negatives that some positive can see; NaN stays in, so that it reaches the loss."""
-    if positives.numel() == 0:
-        return positives.new_zeros(0, dtype=torch.long)
-    mask = ~(scores < positives.min() - delta) & negative_mask(scores, targets)
-    return mask.reshape(-1).nonzero().squeeze(1)
-
-
-def combine(scopes: list[Scope], terms: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> Ranking:
-    """Mean of the (losses [L], weights [P], updates [K, P]) of the scopes that have a positive."""
-    dtype = result_dtype(like)
-    share = 1 / max(1, sum(scope.positions.numel() > 0 for scope in scopes))
-    losses = torch.stack([loss for loss, _, _ in terms]).sum(0) * share
-    weights = torch.cat([weight for _, weight, _ in terms]) * share
-    updates = torch.cat([update for _, _, update in terms], dim=1) * share
-    sizes = torch.tensor([0] + [scope.positions.numel() for scope in scopes], device=like.device)
-    return Ranking(
-        losses.to(dtype),
-        torch.cat([scope.positions for scope in scopes]),
-        torch.cat([scope.positives for scope in scopes]).to(dtype),
-        weights.to(dtype),
-        updates.to(dtype),
-        sizes.cumsum(0),
-    )
-
-
-def pad_to_bound(ranking: Ranking, max_positives: int | None) -> Ranking:
-    """The state at the size of the caller's bound on the number of positives; beyond it the losses are NaN.
-
-    This path has counted the positives and needs no bound: it does what the contract says of one.
-    """
-    if max_positives is None:
-        return ranking
-    missing = max_positives - ranking.positions.numel()
-    nan = torch.nan if missing < 0 else 0
-    return Ranking(
-        ranking.losses + nan,
-        pad(ranking.positions, (0, missing)),
-        pad(ranking.scores, (0, missing)),
-        pad(ranking.weights, (0, missing)) + nan,
-        pad(ranking.updates, (0, missing)),
-        ranking.offsets.clamp(max=max_positives),
-    )
 
 
 def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
@@ -160,28 +68,6 @@ def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: flo
     slope = torch.cat([zero, slope])
     value = torch.cat([zero, zero, value])
     return value[bins] + slope[bins] * offsets_from_kink(candidates, kinks, bins, delta)
-
-
-def transport_to_logits(
-    logits: Tensor, targets: Tensor, upstream: Tensor, positions: Tensor, scores: Tensor, weights: Tensor,
-    updates: Tensor, offsets: Tensor, delta: float,
-) -> Tensor:  # fmt: skip
-    """Gradient of every logit, in its dtype, from the state of `Ranking` and the upstream gradients [K]."""
-    dtype = accumulation_dtype(logits)
-    upstream = upstream.to(dtype)
-    weights = weights.to(dtype) * upstream[0]
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    bounds = offsets.tolist()
-    for scope, (first, last) in enumerate(pairwise(bounds)):
-        image = (scope,) if len(bounds) > 2 else ()
-        positives = scores[first:last].to(dtype)
-        candidates = finite(logits[image])
-        negatives = relevant_negatives(candidates, targets[image], positives, delta)
-        carried = transport(candidates.reshape(-1)[negatives], positives, weights[first:last], delta)
-        gradient[image].view(-1)[negatives] = carried.to(gradient.dtype)
-    num_positives = bounds[-1]
-    gradient.view(-1)[positions[:num_positives]] = (upstream @ updates.to(dtype))[:num_positives].to(gradient.dtype)
-    return gradient
 
 
 def sorted_kinks(positives: Tensor, delta: float) -> Tensor:

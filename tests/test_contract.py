@@ -227,9 +227,9 @@ def test_opcheck(batch):
     leaf = logits.float().requires_grad_()
     values = values_for(logits, labels).float().requires_grad_()
     ops = torch.ops.triton_rankloss
-    torch.library.opcheck(ops.ap_loss.default, (leaf, labels, 1.0, True, False, None))
-    torch.library.opcheck(ops.alrp_loss.default, (leaf, labels, values, 1.0, 1e-5, True, None))
-    torch.library.opcheck(ops.rank_sort_loss.default, (leaf, labels, values.detach(), 0.5, 1e-10, False, 200))
+    torch.library.opcheck(ops.ap_loss.default, (leaf, labels, 1.0, True, False, None, None))
+    torch.library.opcheck(ops.alrp_loss.default, (leaf, labels, values, 1.0, 1e-5, True, None, None))
+    torch.library.opcheck(ops.rank_sort_loss.default, (leaf, labels, values.detach(), 0.5, 1e-10, False, 200, None))
 
 
 @every_loss

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from ..ops import alrp as ops
-from .validate import check_logits_and_targets, check_max_positives, check_not_yet, check_number, check_per_positive
+from .validate import check_logits_and_targets, check_number, check_per_positive, scope_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,7 +53,10 @@ def alrp_loss(
         delta: half width of the step H, in logits; 0 is the hard step :math:`[x \ge 0]`.
         eps: positives with :math:`b_i \le` `eps` get no classification update.
         per_image: rank within each image (first dimension), average over the images that have a positive.
-        group: process group whose global batch is ranked.
+        group: torch.distributed process group whose global batch is ranked, exactly. Every rank takes part with what
+            it has, and gets the loss of the group; gradients are multiplied by the number of ranks, so that their
+            mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host;
+            `max_positives` is not used.
         max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
             captured in a CUDA graph. With more positives than that the loss is NaN.
 
@@ -74,6 +77,7 @@ def alrp_loss(
     check_per_positive("localization_errors", localization_errors, logits)
     check_number("delta", delta, 0)
     check_number("eps", eps, 0)
-    check_max_positives(max_positives)
-    check_not_yet(group)
-    return ALRPLosses(*ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image, max_positives)[:2])
+    bound, group_name = scope_of(max_positives, group)
+    return ALRPLosses(
+        *ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image, bound, group_name)[:2]
+    )

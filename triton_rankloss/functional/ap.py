@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops import ap as ops
-from .validate import check_logits_and_targets, check_max_positives, check_not_yet, check_number
+from .validate import check_logits_and_targets, check_number, scope_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,7 +41,10 @@ def ap_loss(
         delta: half width of the step H, in logits; 0 is the hard step :math:`[x \ge 0]`.
         interpolate: take the running maximum of the precision, as the paper does.
         per_image: rank within each image (first dimension), average over the images that have a positive.
-        group: process group whose global batch is ranked.
+        group: torch.distributed process group whose global batch is ranked, exactly. Every rank takes part with what
+            it has, and gets the loss of the group; gradients are multiplied by the number of ranks, so that their
+            mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host;
+            `max_positives` is not used.
         max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
             captured in a CUDA graph. With more positives than that the loss is NaN.
 
@@ -59,6 +62,5 @@ def ap_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_number("delta", delta, 0)
-    check_max_positives(max_positives)
-    check_not_yet(group)
-    return ops.ap_loss(logits, targets, delta, interpolate, per_image, max_positives)[0]
+    bound, group_name = scope_of(max_positives, group)
+    return ops.ap_loss(logits, targets, delta, interpolate, per_image, bound, group_name)[0]

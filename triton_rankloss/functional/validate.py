@@ -1,9 +1,13 @@
 """Checks of arguments: from metadata alone, with messages that name the argument and what it got."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def check_float_tensor(name: str, value: Tensor, *, like: Tensor | None = None) -> None:
@@ -70,20 +74,20 @@ def check_per_positive(name: str, value: Tensor, logits: Tensor, *, per_anchor: 
         raise ValueError(f"{name} must have shape {expected}, P the number of positives; got {tuple(value.shape)}")
 
 
-def check_max_positives(max_positives: object) -> None:
-    """None, or a whole number, at least 1."""
-    if max_positives is None:
-        return
-    if isinstance(max_positives, bool) or not isinstance(max_positives, int):
-        raise TypeError(f"max_positives must be an int or None; got {type(max_positives).__name__}")
-    if max_positives < 1:
-        raise ValueError(f"max_positives must be >= 1; got {max_positives}")
+def scope_of(max_positives: int | None, group: "ProcessGroup | None") -> tuple[int | None, str | None]:
+    """(bound on the number of positives, name of the group) for an operator; with a group there is no bound."""
+    if max_positives is not None:
+        if isinstance(max_positives, bool) or not isinstance(max_positives, int):
+            raise TypeError(f"max_positives must be an int or None; got {type(max_positives).__name__}")
+        if max_positives < 1:
+            raise ValueError(f"max_positives must be >= 1; got {max_positives}")
+    if group is None:
+        return max_positives, None
+    name = getattr(group, "group_name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"group must be a torch.distributed process group or None; got {type(group).__name__}")
+    return None, name
 
-
-def check_not_yet(group: object) -> None:
-    """`group` is part of the interface, and not implemented in this version."""
-    if group is not None:
-        raise NotImplementedError("group: ranking over a process group is not implemented in this version")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

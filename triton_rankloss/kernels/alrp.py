@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..reference.targets import check_per_positive
 from .count import count
+from .group import counts_of_all, finish, join, own, values_of_all
 from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
 from .targets import TRITON_DTYPE, find_positives, pad_to_bound, scopes_of
 
@@ -79,17 +80,20 @@ def _error_gradient_kernel(
 def forward(
     logits: Tensor, targets: Tensor, localization_errors: Tensor, delta: float, eps: float, per_image: bool,
     max_positives: int | None,
+    group: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(classification, localization, positions, scores, weights, updates [1, P], offsets, gradient of the errors)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
-    positions, scores, offsets = positives
     num_errors = localization_errors.numel()
     if max_positives is None:
-        errors = check_per_positive(localization_errors, positions, "localization_errors").contiguous()
+        errors = check_per_positive(localization_errors, positives.positions, "localization_errors")
     else:
         errors = pad_to_bound(localization_errors, max_positives)
-    above = count(scopes, positives, delta)
+    positives, ranks = join(group, positives, "alrp_loss", logits, per_image, delta=delta, eps=eps)
+    positions, scores, offsets = positives
+    errors = values_of_all(errors, ranks)
+    above = counts_of_all(count(scopes, positives, delta), ranks)
     inverse_rank = torch.empty_like(above)
     weights, updates = empty_state(above, 1, max_positives)
     terms = above.new_empty(2, scores.numel())
@@ -103,8 +107,10 @@ def forward(
             SCOPES=triton.next_power_of_2(scopes.num_scopes), HARD=delta == 0, **constants,
         )  # fmt: skip
         _error_gradient_kernel[grid](scores, offsets, inverse_rank, error_gradient, **constants)
-    classification, localization = sum_of_positives(terms, offsets)
+    classification, localization = finish(
+        sum_of_positives(terms, offsets), [weights, updates, error_gradient], offsets, ranks
+    )
     return (
         classification, localization, positions, scores, weights, updates, offsets,
-        error_gradient[:num_errors],
+        own(error_gradient, ranks)[:num_errors],
     )  # fmt: skip

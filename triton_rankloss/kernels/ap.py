@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .count import count
+from .group import counts_of_all, finish, join
 from .positives import TILE, empty_state, num_ranked_scopes, positives_above, sum_of_positives
 from .targets import TRITON_DTYPE, find_positives, scopes_of
 
@@ -65,13 +66,21 @@ def _update_kernel(
 
 
 def forward(
-    logits: Tensor, targets: Tensor, delta: float, interpolate: bool, per_image: bool, max_positives: int | None
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    interpolate: bool,
+    per_image: bool,
+    max_positives: int | None,
+    group: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, positions, scores, weights, updates [1, P], offsets)."""
     scopes = scopes_of(logits, targets, per_image)
-    positives = find_positives(scopes, max_positives)
+    positives, ranks = join(
+        group, find_positives(scopes, max_positives), "ap_loss", logits, per_image, delta=delta, interpolate=interpolate
+    )
     positions, scores, offsets = positives
-    above = count(scopes, positives, delta)
+    above = counts_of_all(count(scopes, positives, delta), ranks)
     error = torch.empty_like(above)
     weights, updates = empty_state(above, 1, max_positives)
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
@@ -83,5 +92,5 @@ def forward(
             scores, offsets, above, error, weights, updates, scopes.num_scopes,
             SCOPES=triton.next_power_of_2(scopes.num_scopes), INTERPOLATE=interpolate, **constants,
         )  # fmt: skip
-    (loss,) = sum_of_positives(updates, offsets, scale=-1)
+    (loss,) = finish(sum_of_positives(updates, offsets, scale=-1), [weights, updates], offsets, ranks)
     return loss, positions, scores, weights, updates, offsets

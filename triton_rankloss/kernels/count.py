@@ -196,8 +196,8 @@ def count(scopes: Scopes, positives: Positives, delta: float) -> Tensor:
     """b_i [P]: how many negatives of its scope rank above each positive."""
     num_positives = positives.scores.numel()
     above = torch.empty_like(positives.scores)
-    if num_positives == 0:
-        return above
+    if num_positives == 0 or scopes.num_candidates == 0:
+        return above.zero_()
     num_blocks = triton.cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
     blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
     num_lists = triton.cdiv(num_blocks, blocks_per_list)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..reference.targets import is_per_anchor, per_positive
 from .count import count
+from .group import counts_of_all, finish, join, values_of_all
 from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
 from .targets import TRITON_DTYPE, find_positives, pad_to_bound, scopes_of
 
@@ -97,23 +98,26 @@ def _sorting_update_kernel(
 def forward(
     logits: Tensor, targets: Tensor, iou: Tensor | None, delta: float, eps: float, per_image: bool,
     max_positives: int | None,
+    group: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(ranking, sorting, positions, scores, weights, updates [2, P], offsets)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
+    if iou is None:
+        iou = targets.reshape(-1)[positives.positions]
+    elif max_positives is None or is_per_anchor(iou, logits):
+        iou = per_positive(iou, logits, positives.positions, "iou")
+    else:
+        iou = pad_to_bound(iou, max_positives)
+    positives, ranks = join(group, positives, "rank_sort_loss", logits, per_image, delta=delta, eps=eps)
     positions, scores, offsets = positives
-    above = count(scopes, positives, delta)
+    iou = values_of_all(iou, ranks)
+    above = counts_of_all(count(scopes, positives, delta), ranks)
     weights, updates = empty_state(above, 2, max_positives)
     carried, terms = torch.empty_like(above), torch.empty_like(updates)
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
     constants = {"TILE": TILE, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     if scores.numel() > 0:
-        if iou is None:
-            iou = targets.reshape(-1)[positions]
-        elif max_positives is None or is_per_anchor(iou, logits):
-            iou = per_positive(iou, logits, positions, "iou").contiguous()
-        else:
-            iou = pad_to_bound(iou, max_positives)
         half_inverse_delta = 0.5 / delta if delta > 0 else 0.0
         _error_kernel[grid](
             scores, iou, offsets, above, weights, updates, terms, carried, scores.numel(), scopes.num_scopes, eps,
@@ -122,5 +126,5 @@ def forward(
         _sorting_update_kernel[grid](
             scores, iou, offsets, terms, carried, updates, scores.numel(), half_inverse_delta, **constants
         )  # fmt: skip
-    ranking, sorting = sum_of_positives(terms, offsets)
+    ranking, sorting = finish(sum_of_positives(terms, offsets), [weights, updates], offsets, ranks)
     return ranking, sorting, positions, scores, weights, updates, offsets

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..reference.targets import are_labels, result_dtype
 
-LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.ranking
+LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.scopes
 TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
 TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -59,14 +59,14 @@ class Scopes(NamedTuple):
 def scopes_of(logits: Tensor, targets: Tensor, per_image: bool) -> Scopes:
     """What is ranked together: each image, or everything."""
     labels = are_labels(logits, targets)
-    num_scopes = logits.shape[0] if per_image else 1
+    num_scopes = max(1, logits.shape[0]) if per_image else 1
     num_classes = logits.shape[-1] if labels else 1
-    num_candidates = logits.numel() // max(1, num_scopes)
+    num_candidates = logits.numel() // num_scopes
     if targets.dtype == torch.bool:
         targets = targets.view(torch.uint8)
     return Scopes(
         logits.contiguous(), targets.contiguous(), num_scopes, num_candidates,
-        targets.numel() // max(1, num_scopes), num_classes, labels,
+        targets.numel() // num_scopes, num_classes, labels,
     )  # fmt: skip
 
 

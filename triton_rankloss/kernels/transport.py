@@ -85,8 +85,8 @@ def _table_kernel(
         for loss in tl.static_range(NUM_UPDATES):
             upstream = tl.load(upstream_ptr + loss).to(COMPUTE)
             update += upstream * tl.load(updates_ptr + loss * num_positives + i, mask=q < in_scope, other=0)
-        at = tl.load(positions_ptr + i, mask=q < in_scope, other=0)
-        tl.store(gradient_ptr + at, update.to(gradient_ptr.dtype.element_ty), mask=q < in_scope)
+        at = tl.load(positions_ptr + i, mask=q < in_scope, other=-1)  # -1: a positive of another rank
+        tl.store(gradient_ptr + at, update.to(gradient_ptr.dtype.element_ty), mask=at >= 0)
 
 
 @triton.jit
@@ -138,10 +138,10 @@ def backward(
     logits: Tensor, targets: Tensor, upstream: Tensor, positions: Tensor, scores: Tensor, weights: Tensor,
     updates: Tensor, offsets: Tensor, delta: float,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the logits; see `reference.ranking.transport_to_logits`."""
+    """Gradient of the logits; see `reference.scopes.transport_to_logits`."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     num_positives = scores.numel()
-    if num_positives == 0:
+    if num_positives == 0 or gradient.numel() == 0:
         return gradient.zero_()
     scopes = scopes_of(logits, targets, per_image=offsets.numel() > 2)
     hard = delta == 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import alrp, targets as reference_targets
-from ..reference.ranking import pad_to_bound
+from ..reference.scopes import pad_to_bound
 from .dispatch import register_launcher
 from .ranking import fake_state, logits_gradient, save_for_backward
 
@@ -20,12 +20,13 @@ def alrp_loss(
     eps: float,
     per_image: bool,
     max_positives: int | None,
+    group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(classification, localization, positions, scores, weights, updates [1, P], offsets, gradient of the errors).
 
     The last has the shape of `localization_errors`.
     """
-    r, gradient = alrp.forward(logits, targets, localization_errors, delta, eps, per_image)
+    r, gradient = alrp.forward(logits, targets, localization_errors, delta, eps, per_image, group)
     r = pad_to_bound(r, max_positives)
     return r.losses[0].clone(), r.losses[1].clone(), r.positions, r.scores, r.weights, r.updates, r.offsets, gradient
 
@@ -39,6 +40,7 @@ def _(
     eps: float,
     per_image: bool,
     max_positives: int | None,
+    group: str | None,
 ) -> tuple[Tensor, ...]:
     dtype = reference_targets.result_dtype(logits)
     state = fake_state(logits, 1, per_image, max_positives)
@@ -58,7 +60,7 @@ def _backward(
     errors = None
     if localization is not None and ctx.needs_input_grad[2]:
         errors = (ctx.saved_tensors[-1] * localization).to(ctx.errors_dtype)
-    return logits_gradient(ctx, classification), None, errors, None, None, None, None
+    return logits_gradient(ctx, classification), None, errors, None, None, None, None, None
 
 
 register_launcher(alrp_loss, "alrp", "forward")

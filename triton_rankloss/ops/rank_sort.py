@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import rank_sort, targets as reference_targets
-from ..reference.ranking import pad_to_bound
+from ..reference.scopes import pad_to_bound
 from .dispatch import register_launcher
 from .ranking import fake_state, logits_gradient, save_for_backward
 
@@ -20,9 +20,12 @@ def rank_sort_loss(
     eps: float,
     per_image: bool,
     max_positives: int | None,
+    group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(ranking, sorting, positions, scores, weights, updates [2, P], offsets)."""
-    r = pad_to_bound(rank_sort.forward(logits, targets, iou, delta, eps, per_image), max_positives)
+    r = pad_to_bound(
+        rank_sort.forward(logits, targets, iou, delta, eps, per_image, group), max_positives if group is None else None
+    )
     return r.losses[0].clone(), r.losses[1].clone(), r.positions, r.scores, r.weights, r.updates, r.offsets
 
 
@@ -35,6 +38,7 @@ def _(
     eps: float,
     per_image: bool,
     max_positives: int | None,
+    group: str | None,
 ) -> tuple[Tensor, ...]:
     loss = logits.new_empty((), dtype=reference_targets.result_dtype(logits))
     return loss, torch.empty_like(loss), *fake_state(logits, 2, per_image, max_positives)
@@ -46,7 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, ranking: Tensor | None, sorting: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return logits_gradient(ctx, ranking, sorting), None, None, None, None, None, None
+    return logits_gradient(ctx, ranking, sorting), None, None, None, None, None, None, None
 
 
 register_launcher(rank_sort_loss, "rank_sort", "forward")

@@ -1,6 +1,6 @@
 """What the operators of AP, aLRP and Rank & Sort Loss share: the state they save, and transport, their backward.
 
-Each loss is one operator that returns its losses and the O(|P|) state of `reference.ranking.Ranking`; the gradient of
+Each loss is one operator that returns its losses and the O(|P|) state of `reference.scopes.Ranking`; the gradient of
 the logits is made from that state in backward, scaled by the upstream gradient before it is rounded to their dtype.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import ranking, targets as reference_targets
+from ..reference import scopes, targets as reference_targets
 from .dispatch import register_launcher
 
 
@@ -18,8 +18,8 @@ def transport(
     logits: Tensor, targets: Tensor, upstream: Tensor, positions: Tensor, scores: Tensor, weights: Tensor,
     updates: Tensor, offsets: Tensor, delta: float,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the logits; see `reference.ranking.transport_to_logits`."""
-    return ranking.transport_to_logits(
+    """Gradient of the logits; see `reference.scopes.transport_to_logits`."""
+    return scopes.transport_to_logits(
         logits, targets, upstream, positions, scores, weights, updates, offsets, delta
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def fake_state(
         logits.new_empty(num_positives, dtype=dtype),
         logits.new_empty(num_positives, dtype=dtype),
         logits.new_empty((num_updates, num_positives), dtype=dtype),
-        logits.new_empty((logits.shape[0] if per_image else 1) + 1, dtype=torch.long),
+        logits.new_empty((max(1, logits.shape[0]) if per_image else 1) + 1, dtype=torch.long),
     )
 
 
