@@ -40,6 +40,7 @@ PAIRS_BLOCK = 128
 POSITIVES_BLOCK = 64
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
 MAX_RESCALED = tl.constexpr(16.0)  # rounding of p' up to here moves H by at most 2**-20 in float32
+MIN_PROGRAMS = 2048  # of _pairs_kernel: at 3 programs a multiprocessor (its registers), 5 rounds of an H200
 MAX_LISTS = 1024  # programs that read the logits: several for each multiprocessor of today's GPUs
 
 
@@ -204,7 +205,7 @@ def count(scopes: Scopes, positives: Positives, delta: float) -> Tensor:
     list_capacity = blocks_per_list * CANDIDATES_BLOCK
     num_tiles = triton.cdiv(num_positives, POSITIVES_BLOCK)
     # Enough programs to fill a GPU; more only as long as their sums stay small beside the logits.
-    num_partials = max(triton.cdiv(2048, num_tiles), scopes.num_candidates // (32 * num_positives))
+    num_partials = max(triton.cdiv(MIN_PROGRAMS, num_tiles), scopes.num_candidates // (32 * num_positives))
     lists_per_program = triton.cdiv(num_lists, num_partials)
     num_partials = triton.cdiv(num_lists, lists_per_program)
 
