@@ -8,15 +8,13 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_ranking.py tests/test_example.py tests/test_bench.py tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py, $(wildcard tests/test_*.py))
 
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: demo test lint bench clean
 
-demo: export OMP_NUM_THREADS = 2
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
 
 # First as installed (on a GPU, where there is one); then the losses again through the Triton kernels, interpreted.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed
 	$(BIN)/python -m pytest tests $(PARALLEL)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
