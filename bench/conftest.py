@@ -3,15 +3,15 @@
 import os
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from .resources import copy_bandwidth
+from .suite import Cases
+from .timing import CLOCKS
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,6 +41,11 @@ def device(request: pytest.FixtureRequest) -> str:
 def bandwidth(device: str) -> float:
     """Bytes per second, measured in this run."""
     return copy_bandwidth(device)
+
+
+@pytest.fixture(scope="module")
+def cases(request: pytest.FixtureRequest, device: str, bandwidth: float) -> Cases:
+    return Cases(request, device, bandwidth)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 
 from torch import Tensor
 
 from .gate import Errors, RedCheckError, check, errors, loss_and_gradient
-from .peers import Peer
+from .peers.peer import Loss, Peer
 from .resources import launches_and_synchronizations, peak_memory
 from .timing import Sample, take_turns
 
@@ -42,19 +43,23 @@ class Result:
 def duel(
     peers: Sequence[Peer],
     problems: Sequence,
-    expected: tuple[Tensor, Tensor],
+    truth: Loss,
     groups: list[Tensor],
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Result]:
-    """Check every implementation on problems[0] against `expected` (loss, gradient), and time those that pass."""
+    """Check every implementation on problems[0] against `truth` in float64, and time those that pass.
+
+    `groups` are masks of the leaf within which gradients are compared.
+    """
     problem = problems[0]
     device = problem.leaf.device.type
-    results = {}
+    results = {peer.name: Result() for peer in peers}
+    expected = cache(lambda loss: loss_and_gradient(loss, problem.exact()))
     for peer in peers:
-        results[peer.name] = result = Result()
+        result = results[peer.name]
         try:
-            result.errors = errors(loss_and_gradient(peer.loss, problem), expected, groups)
+            result.errors = errors(loss_and_gradient(peer.loss, problem), expected(peer.truth or truth), groups)
             check(result.errors, problem.leaf.dtype, peer.exact)
         except RedCheckError as red:
             result.failure = f"not the loss it should be: {red}"
@@ -62,8 +67,7 @@ def duel(
             result.failure = f"{type(failed).__name__}: {failed}"
     passed = [peer for peer in peers if results[peer.name].failure is None]
     for peer in passed:
-        result = results[peer.name]
-        call = _call(peer, problem)
+        result, call = results[peer.name], partial(loss_and_gradient, peer.loss, problem)
         result.extra_memory = peak_memory(call, device)
         if device == "cuda":
             result.launches, result.synchronizations = launches_and_synchronizations(call)
@@ -72,7 +76,3 @@ def duel(
         for name, taken in samples.items():
             results[name].samples, results[name].load = taken, load
     return results
-
-
-def _call(peer: Peer, problem) -> Callable[[], object]:
-    return lambda: loss_and_gradient(peer.loss, problem)

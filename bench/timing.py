@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 
+from .peers.peer import Loss
+
+# The second counts what this process alone computes: with one thread, the clock for a machine shared with others.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MIN_ROUNDS, MAX_ROUNDS, MAX_REPEATS = 5, 30, 5
 QUIET = 0.1  # share of the machine that others may use in a round that counts as undisturbed
-
-Loss = Callable[[torch.Tensor, object], torch.Tensor]
 
 
 class Sample(NamedTuple):

@@ -1,11 +1,11 @@
 """What is measured: sizes, score distributions, dtypes and forms of targets, with fixed seeds."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import NormalDist
 
 import torch
-from torch import Tensor
+
+from .problems import Boxes, Problem
 
 REACH = 1.0  # delta of AP and aLRP Loss: a negative that scores below min(p) - delta moves nothing
 # Mean and standard deviation of the scores of negatives and positives.
@@ -29,7 +29,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
     labels: bool = False  # targets as labels; else dense
 
-    def problem(self, seed: int = 0, device: str | torch.device = "cpu") -> "Problem":
+    def problem(self, seed: int = 0, device: str | torch.device = "cpu") -> Problem:
         """The workload's `seed`-th drawing."""
         # Generated where it is used: on a GPU the largest would take minutes to generate on the host.
         generator = torch.Generator(device).manual_seed(1000 + seed)
@@ -44,56 +44,14 @@ class Workload:
 
         scores = torch.empty(anchors.shape, device=device).normal_(high_mean, high_std, generator=generator)
         if self.relevant is not None:
-            lowest = NormalDist(low_mean, low_std).inv_cdf(1 - self.relevant) + REACH if self.relevant > 0 else 20.0
-            scores = scores.clamp(min=lowest) if self.relevant > 0 else scores + lowest
+            lowest = NormalDist(low_mean, low_std).inv_cdf(1 - self.relevant) + REACH
+            scores = scores.clamp(min=lowest)
             scores[0] = lowest
         logits.view(-1)[anchors * num_classes + classes] = scores
         if self.scores == "ties":
             logits = (4 * logits).round_() / 4
         iou = torch.rand(anchors.shape, generator=generator, device=device) * 0.95 + 0.05
         return Problem(logits.to(self.dtype), labels.view(anchors_shape), iou, self.labels)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One input of the ranking losses."""
-
-    logits: Tensor
-    labels: Tensor
-    iou: Tensor  # [P]: the target of Rank & Sort Loss; its complement is the localization error of aLRP Loss
-    as_labels: bool
-
-    @property
-    def leaf(self) -> Tensor:
-        """What the gradient is taken of."""
-        return self.logits
-
-    @property
-    def targets(self) -> Tensor:
-        """In the workload's form, as our losses take them."""
-        return self.labels if self.as_labels else self._dense
-
-    def dense(self, values: Tensor | None = None) -> Tensor:
-        """Dense targets, as the peers take them; a peer that is given labels has to make them, which counts."""
-        if not self.as_labels:
-            return self._dense if values is None else self._dense_iou
-        return self._to_dense(values)
-
-    @cached_property
-    def _dense(self) -> Tensor:
-        return self._to_dense(None)
-
-    @cached_property
-    def _dense_iou(self) -> Tensor:
-        return self._to_dense(self.iou)
-
-    def _to_dense(self, values: Tensor | None) -> Tensor:
-        num_classes = self.logits.shape[-1]
-        labels = self.labels.reshape(-1)
-        anchors = (labels < num_classes).nonzero().squeeze(1)
-        targets = self.iou.new_zeros(self.logits.shape)
-        targets.view(-1)[anchors * num_classes + labels[anchors]] = 1.0 if values is None else values
-        return targets
 
 
 MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
@@ -128,14 +86,40 @@ GPU = (
 )
 
 
+@dataclass(frozen=True)
+class BoxWorkload:
+    """Pairs of boxes that overlap more or less."""
+
+    name: str
+    num_boxes: int
+    dtype: torch.dtype = torch.float32
+
+    def problem(self, seed: int = 0, device: str | torch.device = "cpu") -> Boxes:
+        """The workload's `seed`-th drawing."""
+        generator = torch.Generator(device).manual_seed(1000 + seed)
+        low, size, shift, growth = 20 * torch.rand(4, self.num_boxes, 2, generator=generator, device=device)
+        target = torch.cat([low, low + 4 + size], 1)
+        pred = torch.cat([low + shift / 4, low + shift / 4 + 4 + growth], 1)
+        return Boxes(pred.to(self.dtype), target.to(self.dtype))
+
+
 def workloads(device: str) -> tuple[Workload, ...]:
-    """The set for a kind of device."""
+    """The set for the ranking losses on a kind of device."""
     return GPU if device == "cuda" else CPU
 
 
-def by_name(name: str, device: str = "cpu") -> Workload:
-    """The workload of that name."""
-    return next(workload for workload in workloads(device) if workload.name == name)
+def pointwise_workloads(device: str) -> tuple[Workload, ...]:
+    """The set for the losses that take every logit once: trained scores, as labels."""
+    if device == "cuda":
+        large = replace(RETINANET, name="retinanet", scores="trained")
+        return large, replace(large, name="retinanet-bf16", dtype=torch.bfloat16)
+    million = replace(MILLION, name="million", scores="trained", labels=True)
+    return million, replace(million, name="million-bf16", dtype=torch.bfloat16)
+
+
+def box_workloads(device: str) -> tuple[BoxWorkload, ...]:
+    """The set for box losses."""
+    return (BoxWorkload("boxes", 2**24 if device == "cuda" else 2**18),)
 
 
 def num_relevant(problem: Problem, delta: float = REACH) -> int:
