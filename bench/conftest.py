@@ -38,9 +38,10 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def bandwidth(device: str) -> float:
-    """Bytes per second, measured in this run."""
-    return copy_bandwidth(device)
+def bandwidth(request: pytest.FixtureRequest, device: str) -> float:
+    """Bytes per second, measured in this run; a GPU's by the wall, with the device idle at both ends."""
+    clock = "wall" if device == "cuda" else request.config.getoption("--clock")
+    return copy_bandwidth(device, CLOCKS[clock])
 
 
 @pytest.fixture(scope="module")
