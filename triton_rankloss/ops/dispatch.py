@@ -7,7 +7,10 @@ without a GPU.
 import importlib
 import importlib.util
 import os
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 DEVICE_TYPES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
@@ -19,6 +22,9 @@ def register_launcher(op: Any, family: str, launcher: str) -> None:
 
     def launch(*arguments: Any) -> Any:
         module = importlib.import_module(f"..kernels.{family}", __package__)
-        return getattr(module, launcher)(*arguments)
+        device = arguments[0].device
+        # Triton launches on the current GPU, which need not be the one that holds the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return getattr(module, launcher)(*arguments)
 
     op.register_kernel(DEVICE_TYPES)(launch)
