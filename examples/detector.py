@@ -11,7 +11,6 @@ from torch import Tensor, nn
 STRIDES = (8, 16, 32)
 ANCHOR_SCALE = 4  # side of the one square anchor of a cell, in strides
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)
-PRIOR = 0.01
 
 
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -26,7 +25,7 @@ def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seque
 class Detector(nn.Module):
     """Images [B, 3, H, W] -> class logits [B, A, C] and box deltas [B, A, 4], all levels concatenated."""
 
-    def __init__(self, num_classes: int, width: int = 48):
+    def __init__(self, num_classes: int, prior: float, width: int = 48):
         super().__init__()
         # Convolutions at full and half resolution would take most of the time on a CPU: fold 2 x 2 pixels first.
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv_block(12, 32, 2))
@@ -43,8 +42,8 @@ class Detector(nn.Module):
         for output in (self.class_output, self.box_output):
             nn.init.normal_(output.weight, std=0.01)
             nn.init.zeros_(output.bias)
-        # Almost every anchor is background: start there (focal loss paper, section 4.1).
-        nn.init.constant_(self.class_output.bias, -math.log((1 - PRIOR) / PRIOR))
+        # Almost every anchor is background: all scores start at `prior` (focal loss paper, section 4.1).
+        nn.init.constant_(self.class_output.bias, -math.log((1 - prior) / prior))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and deltas."""

@@ -10,6 +10,7 @@ from detector import Detections
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 # Told apart by line style and marker as well as by colour, for readers in grey.
 STYLES = [("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ("-", "v"), ("--", "x"), ("-.", "P")]
@@ -21,7 +22,7 @@ def plot_curves(path: Path, results: list[dict]) -> None:
     rows = -(-len(results) // COLUMNS)
     figure = plt.figure(figsize=(12, 2.3 * rows + 4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.3 * rows, 4))
-    panels = top.subplots(rows, min(COLUMNS, len(results)), squeeze=False).flat
+    panels = top.subplots(rows, min(COLUMNS, len(results)), squeeze=False).flatten()
     for panel, result in zip(panels, results, strict=False):
         epochs = [point["epoch"] for point in result["curve"]]
         for part, (line, _) in zip(result["curve"][0]["parts"], STYLES, strict=False):
@@ -29,7 +30,8 @@ def plot_curves(path: Path, results: list[dict]) -> None:
         panel.set_title(f"{result['loss']}: training loss", fontsize=10)
         panel.set_ylim(bottom=0)
         panel.legend(fontsize=8, frameon=False)
-    for panel in list(panels)[len(results) :]:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in panels[len(results) :]:
         panel.set_axis_off()
     for axes, key, title in zip(bottom.subplots(1, 2, sharey=True), ("ap", "ap50"), ("AP", "AP50"), strict=True):
         for i, result in enumerate(results):
@@ -38,14 +40,15 @@ def plot_curves(path: Path, results: list[dict]) -> None:
             every = max(1, len(epochs) // 8)
             axes.plot(epochs, values, line, marker=marker, markevery=(i % every, every), ms=5, label=result["loss"])
         axes.set(title=f"{title}, validation split", xlabel="epoch", ylim=(0, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, ncols=2)
+    axes.legend(fontsize=9, ncols=2, loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def plot_examples(path: Path, loss: str, dataset: Dataset, detections: list[Detections]) -> None:
-    """Eight test images: true boxes solid white, predictions dashed with class and score.
+    """Eight test images: true boxes solid and light, detections dashed and dark, with class and score.
 
     Ranking losses order the scores but fix no scale, so the threshold lets through as many detections of the whole
     split as it has true boxes.
@@ -63,18 +66,19 @@ def plot_examples(path: Path, loss: str, dataset: Dataset, detections: list[Dete
     for panel in grid.flat:
         panel.set_axis_off()
     for i, panel in zip(range(count), grid.flat, strict=False):
-        panel.imshow(split.images[i].permute(1, 2, 0))
+        panel.imshow(split.images[i].permute(1, 2, 0), extent=(0, width, height, 0))
         for x1, y1, x2, y2 in split.boxes[i].tolist():
-            panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", lw=2.5))
+            panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="gold", lw=2.5))
         for box, score, label in zip(*detections[i], strict=True):
             if score >= threshold:
                 x1, y1, x2, y2 = box.tolist()
-                panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="black", lw=1.2, ls="--"))
+                panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="navy", lw=1.3, ls="--"))
                 text = f"{dataset.categories[int(label)]['name']} {score:.2f}"
-                label_box = {"facecolor": "black", "edgecolor": "none", "pad": 0.8}
-                panel.text(x1, y1, text, fontsize=7, color="white", bbox=label_box, clip_on=True)
+                label_box = {"facecolor": "navy", "edgecolor": "none", "pad": 0.8}
+                va = "bottom" if y1 > height / 16 else "top"
+                panel.text(x1, y1, text, va=va, fontsize=7, color="white", bbox=label_box, clip_on=True)
     figure.suptitle(
-        f"{loss}, {dataset.name}: true boxes solid white, detections dashed black (score >= {threshold:.2f})"
+        f"{loss}, {dataset.name}: true boxes solid yellow, detections dashed blue (score >= {threshold:.2f})"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

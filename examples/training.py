@@ -3,12 +3,13 @@
 import math
 import sys
 import time
+from collections import Counter
 
 import torch
 from data import Batch, Dataset, TrainingSet
 from detector import Detections, Detector, decode, encode, make_anchors
-from evaluate import Score, coco_score, detect_split, normalize
-from recipes import RECIPES, Matches
+from evaluate import coco_score, detect_split, normalize
+from recipes import RECIPES, Matches, Recipe
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ def train(
     """
     recipe = RECIPES[name]().to(device)
     torch.manual_seed(seed)
-    model = Detector(len(dataset.categories)).to(device, memory_format=torch.channels_last)
+    model = Detector(len(dataset.categories), recipe.prior).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     num_images = len(training_set.images)
     steps = epochs * math.ceil(num_images / batch_size)
@@ -40,37 +41,28 @@ def train(
 
     curve = []
     seconds = loss_seconds = 0.0
-    score = Score(math.nan, math.nan)
     bar = tqdm(total=epochs * num_images, desc=f"{name:12}", unit="img", dynamic_ncols=True, smoothing=0.05)
     for epoch in range(1, epochs + 1):
-        totals: dict[str, float] = {}
+        totals = Counter()
         for batch in training_set.batches(batch_size, generator):
             start = _now(device)
-            outputs = model(normalize(batch.images))
-            # The loss sees leaves: its own backward ends there, so it can be timed apart from the network's.
-            leaves = [output.detach().requires_grad_() for output in outputs]
-            loss_start = _now(device)
-            parts = recipe(match(*leaves, batch, anchors))
-            sum(parts.values()).backward()
-            loss_seconds += _now(device) - loss_start
-            optimizer.zero_grad()
-            torch.autograd.backward(outputs, [leaf.grad for leaf in leaves])
+            parts, spent = backward(model, recipe, batch, anchors)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
+            optimizer.zero_grad()
             schedule.step()
             seconds += _now(device) - start
-            values = {part: value.item() for part, value in parts.items()}
-            if not all(map(math.isfinite, values.values())):
+            loss_seconds += spent
+            if not all(map(math.isfinite, parts.values())):
                 bar.close()
-                sys.exit(f"{name}: the loss is no longer finite in epoch {epoch}: {values}")
-            for part, value in values.items():
-                totals[part] = totals.get(part, 0.0) + value * len(batch.images) / num_images
-            bar.set_postfix_str(_postfix(values, loss_seconds / seconds, score), refresh=False)
+                sys.exit(f"{name}: the loss is no longer finite in epoch {epoch}: {parts}")
+            totals.update({part: value * len(batch.images) / num_images for part, value in parts.items()})
+            bar.set_postfix_str(_postfix(parts, loss_seconds / seconds, curve), refresh=False)
             bar.update(len(batch.images))
         recipe.end_epoch()
         score = coco_score(detect_split(model, dataset.val, device), dataset.val, dataset.categories)
-        curve.append({"epoch": epoch, "parts": totals, "ap": score.ap, "ap50": score.ap50})
-    bar.set_postfix_str(_postfix(values, loss_seconds / seconds, score))
+        curve.append({"epoch": epoch, "parts": dict(totals), "ap": score.ap, "ap50": score.ap50})
+    bar.set_postfix_str(_postfix(parts, loss_seconds / seconds, curve))
     bar.close()
     detections = detect_split(model, dataset.test, device)
     test = coco_score(detections, dataset.test, dataset.categories)
@@ -85,6 +77,19 @@ def train(
         "curve": curve,
     }
     return result, detections
+
+
+def backward(model: Detector, recipe: Recipe, batch: Batch, anchors: Tensor) -> tuple[dict[str, float], float]:
+    """Gradients of one batch: the parts of its loss, and the seconds that the loss took."""
+    outputs = model(normalize(batch.images))
+    # The loss gets leaves: its own backward ends there, and can be timed apart from the network's.
+    leaves = [output.detach().requires_grad_() for output in outputs]
+    start = _now(anchors.device)
+    parts = recipe(match(*leaves, batch, anchors))
+    sum(parts.values()).backward()
+    seconds = _now(anchors.device) - start
+    torch.autograd.backward(outputs, [leaf.grad for leaf in leaves])
+    return {name: part.item() for name, part in parts.items()}, seconds
 
 
 def match(logits: Tensor, deltas: Tensor, batch: Batch, anchors: Tensor) -> Matches:
@@ -106,8 +111,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _postfix(parts: dict[str, float], loss_share: float, score: Score) -> str:
+def _postfix(parts: dict[str, float], loss_share: float, curve: list[dict]) -> str:
     shown = [f"{part} {value:.3f}" for part, value in parts.items()] + [f"{loss_share:.0%} in loss"]
-    if not math.isnan(score.ap):
-        shown.append(f"AP {score.ap:.2f} AP50 {score.ap50:.2f}")
+    if curve:
+        shown.append(f"AP {curve[-1]['ap']:.2f} AP50 {curve[-1]['ap50']:.2f}")
     return ", ".join(shown)

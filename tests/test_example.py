@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_trains_with_every_loss_on_a_folder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    done = run("--data", folder, "--size", 64, 64, "--epochs", 2, "--batch-size", 4, "--out", out)
+    done = run("--data", folder, "--size", 64, 64, "--epochs", 2, "--batch-size", 1, "--out", out)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "results.json").read_text())
     names = [result["loss"] for result in summary["results"]]
@@ -92,7 +92,7 @@ def test_trains_with_every_loss_on_a_folder(folder: Path, tmp_path: Path) -> Non
 
 
 def test_learns_digits(tmp_path: Path) -> None:
-    done = run("--loss", "ap", "--scenes", 48, "--epochs", 3, "--out", tmp_path)
+    done = run("--loss", "ap", "--scenes", 48, "--epochs", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
     first, last = result["curve"][0]["parts"], result["curve"][-1]["parts"]
