@@ -7,7 +7,7 @@ from .suite import REPLAY, Cases, parametrize, wanted_peers
 from .workloads import workloads
 
 # AP Loss on everything; what differs in the other two is among the positives.
-OF_ALRP_AND_RANK_SORT = ("million-init", "million-trained", "retinanet-init", "retinanet-trained")
+OF_ALRP_AND_RANK_SORT = ("fewer-init", "million-trained", "retinanet-init", "retinanet-trained")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -56,7 +56,7 @@ def take_turns(
     In each round every competitor runs at least once; one that takes a tenth of the slowest's time runs more often.
     On a machine shared with others more rounds are run, and those with the least of others' work are kept.
     """
-    first = {name: min(run_once(loss, problem).both for problem in problems[:2]) for name, loss in losses.items()}
+    first = {name: run_once(loss, problems[-1], clock).both for name, loss in losses.items()}
     slowest = max(first.values())
     repeats = {name: max(1, min(MAX_REPEATS, int(slowest / 10 / taken))) for name, taken in first.items()}
     a_round = sum(first[name] * repeats[name] for name in losses)

@@ -55,16 +55,17 @@ class Workload:
 
 
 MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
-TRAINED = replace(MILLION, name="million-trained", scores="trained", relevant=0.01)
+FEWER = replace(MILLION, name="fewer-init", num_positives=300)
 
 # Sized for two cores: one image, or one decoder layer, of what the GPU set holds.
 CPU = (
     MILLION,
-    TRAINED,
-    replace(MILLION, name="million-hard", scores="hard"),
-    replace(MILLION, name="million-ties", scores="ties"),
-    replace(MILLION, name="million-init-bf16", dtype=torch.bfloat16),
-    replace(TRAINED, name="million-trained-labels", labels=True),
+    replace(MILLION, name="million-trained", scores="trained", relevant=0.01),
+    replace(MILLION, name="million-trained-labels", scores="trained", relevant=0.01, labels=True),
+    FEWER,
+    replace(FEWER, name="fewer-hard", scores="hard"),
+    replace(FEWER, name="fewer-ties", scores="ties"),
+    replace(FEWER, name="fewer-init-bf16", dtype=torch.bfloat16),
     Workload("proposals", (2048, 81), 500, "init", labels=True),
     Workload("atss-image", (1, 22_000, 80), 156, "trained", relevant=0.1, labels=True),
     Workload("detr-layer", (16, 900, 80), 200, "init", labels=True),
