@@ -77,15 +77,13 @@ def finite_scores(x, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def load_candidates(
-    logits_ptr, targets_ptr, scope, start, num_candidates,
-    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, negative, positive)."""
+def load_targets(
+    targets_ptr, scope, start, num_candidates, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr
+):
+    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, negative, positive)."""
     lanes = tl.arange(0, BLOCK)
     in_scope = start + lanes < num_candidates
     positions = scope * num_candidates + start + lanes
-    scores = finite_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
     if LABELS:
         # The 64-bit division is done once for the block; lanes divide small numbers by a constant.
         first_anchor = start // NUM_CLASSES
@@ -98,6 +96,19 @@ def load_candidates(
         targets = tl.load(targets_ptr + positions, mask=in_scope, other=0)
         is_positive = (targets > 0) & in_scope
         is_negative = (targets == 0) & in_scope
+    return positions, in_scope, is_negative, is_positive
+
+
+@triton.jit
+def load_candidates(
+    logits_ptr, targets_ptr, scope, start, num_candidates,
+    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, negative, positive)."""
+    positions, in_scope, is_negative, is_positive = load_targets(
+        targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
+    )
+    scores = finite_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
     return positions, in_scope, scores, is_negative, is_positive
 
 

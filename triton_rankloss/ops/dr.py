@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference import dr as reference, targets as reference_targets
+from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
 
 
@@ -45,6 +46,8 @@ def _(logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lamb
     return contiguous_like(logits)
 
 
+register_launcher(dr_loss, "dr", "forward")
+register_launcher(dr_loss_backward, "dr", "backward")
 once_differentiable(dr_loss_backward)
 
 

@@ -1,0 +1,65 @@
+"""Terms that several losses share, as in reference.terms: sigmoid, softplus, focal weights, row-wise log-sum-exp.
+
+Everything of a logit s comes from e = exp(-|s|), which neither overflows nor cancels, r = 1 / (1 + e) and log1p(e):
+    sigmoid(s)   r for s >= 0, else e r          softplus(-s)   max(-s, 0) + log1p(e) = -log sigmoid(s)
+    sigmoid(-s)  e r for s >= 0, else r          sigmoid(s) sigmoid(-s)   e r^2
+In float32, from the instructions that these compile to on sm_90 (not yet measured on a GPU):
+    exp2         1, of the special function unit; of exp, 4: hence 2^(x log2 e)
+    1 / (1 + e)  4: the inverse square root, squared, and a Newton step; a division is 9, log 25
+    log1p(e)     9: e times a polynomial of degree 8, which on [0, 1] is log1p(e) / e to 3e-8
+Numbers that a caller passes as Python floats arrive as float64 (annotated so) and are rounded to COMPUTE at the top of
+a kernel: Triton would pass them as float32, too coarse for float64 logits.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LARGEST_LOGIT = tl.constexpr(1e30)  # as in reference.terms
+
+
+@triton.jit
+def number(x, DTYPE: tl.constexpr):
+    """A kernel's float64 argument in another dtype; interpreted, it is a Python float until then."""
+    return (x + tl.full([], 0, tl.float64)).to(DTYPE)
+
+
+@triton.jit
+def finite(x, COMPUTE: tl.constexpr):
+    """Logits with infinities made large numbers; NaN stays."""
+    limit: tl.constexpr = 65504.0 if x.dtype == tl.float16 else LARGEST_LOGIT
+    return tl.clamp(x.to(COMPUTE), -limit, limit, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def exponential(x, COMPUTE: tl.constexpr):
+    """exp(x)."""
+    if COMPUTE == tl.float64:
+        return tl.exp(x)
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def reciprocal(d, COMPUTE: tl.constexpr):
+    """1 / d for d in [1, 2]."""
+    if COMPUTE == tl.float64:
+        return 1 / d
+    root = tl.math.rsqrt(d)
+    r = root * root
+    return r * (2 - d * r)
+
+
+@triton.jit
+def log1p(e, COMPUTE: tl.constexpr):
+    """log(1 + e) for e in [0, 1], to the last digits of COMPUTE."""
+    if COMPUTE == tl.float64:
+        u = 1 + e
+        return tl.log(u) + (e - (u - 1)) / u
+    p = e * 0.005232693627476692 - 0.02950523979961872
+    p = p * e + 0.07822596281766891
+    p = p * e - 0.13663247227668762
+    p = p * e + 0.19106008112430573
+    p = p * e - 0.2484298199415207
+    p = p * e + 0.3331909775733948
+    p = p * e - 0.4999949336051941
+    return e * (p * e + 0.9999999403953552)
