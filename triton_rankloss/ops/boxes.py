@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..reference import boxes as reference
 from ..reference.terms import widest_dtype
+from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
 
 
@@ -50,4 +51,6 @@ def _backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return gradient1, gradient2, None, None, None
 
 
+register_launcher(box_loss, "boxes", "box_loss")
+register_launcher(box_loss_backward, "boxes", "box_loss_backward")
 box_loss.register_autograd(_backward, setup_context=_setup_context)
