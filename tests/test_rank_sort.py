@@ -86,7 +86,7 @@ def test_iou_per_positive_per_anchor_and_in_the_targets_agree(device):
     iou = torch.rand(2, 6, dtype=torch.float64, device=device)
     foreground = (labels >= 0) & (labels < 3)
     targets = torch.zeros_like(logits)
-    targets[foreground] = iou[foreground, None] * torch.nn.functional.one_hot(labels[foreground], 3)
+    targets[foreground] = iou[foreground].unsqueeze(1) * torch.nn.functional.one_hot(labels[foreground], 3)
     targets[labels < 0] = -1
     expected = losses_and_gradients(logits, targets)
     for given in (iou, iou[foreground]):
