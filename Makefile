@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_ranking.py tests/test_example.py tests/test_bench.py tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-torchvision lint bench clean
+.PHONY: demo test test-torchvision test-transformers lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -22,6 +22,9 @@ test: $(VENV)/installed
 # In an environment of its own: torchvision has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
 test-torchvision: .venv-torchvision/installed
 	.venv-torchvision/bin/python -m pytest tests/test_torchvision.py
+
+test-transformers: .venv-transformers/installed
+	.venv-transformers/bin/python -m pytest tests/test_transformers.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -40,6 +43,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchvision
 	.venv-torchvision/bin/python -m pip install --quiet 'torch===2.13.0' torchvision==0.28.0
 	.venv-torchvision/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,torchvision]'
+	touch $@
+
+.venv-transformers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,transformers]'
 	touch $@
 
 clean:
