@@ -36,9 +36,9 @@ from ..reference.targets import result_dtype
 from .targets import TRITON_DTYPE, load_candidates, scopes_of
 from .terms import exponential, log1p, number, reciprocal
 
-# Not yet measured on a GPU. 16 logits a thread: four 16-byte loads of float32, two of half precision; 8 programs of
-# 4 warps fit on a multiprocessor and together keep 64 KB of float32 under way, more than memory needs to stay busy.
-BLOCK = 2048
+# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60 registers;
+# with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
+BLOCK = 1024
 MAX_PROGRAMS = 1024
 LARGEST_CENTERED = 96.0
 
@@ -115,9 +115,7 @@ def _sums_kernel(
     stride = tl.num_programs(1).to(tl.int64) * num_programs
     own_ptr = partial_ptr + scope * num_programs + program
     _store_sums(own_ptr, stride, positive_shift, positive_total, positive_weighted, positive_rate, SHIFTED)
-    _store_sums(
-        own_ptr + 3 * stride, stride, negative_shift, negative_total, negative_weighted, negative_rate, SHIFTED
-    )
+    _store_sums(own_ptr + 3 * stride, stride, negative_shift, negative_total, negative_weighted, negative_rate, SHIFTED)
 
 
 @triton.jit

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.targets import are_labels, result_dtype
+from .terms import bounded
 
 LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.scopes
 TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
@@ -73,7 +74,7 @@ def scopes_of(logits: Tensor, targets: Tensor, per_image: bool) -> Scopes:
 @triton.jit
 def finite_scores(x, COMPUTE: tl.constexpr):
     """Scores with infinities made very large numbers."""
-    return tl.clamp(x.to(COMPUTE), -LARGEST_SCORE, LARGEST_SCORE, propagate_nan=tl.PropagateNan.ALL)
+    return bounded(x.to(COMPUTE), LARGEST_SCORE)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Terms that several losses share, as in reference.terms: sigmoid, softplus, focal weights, row-wise log-sum-exp.
+"""Terms that several losses share, as in reference.terms: sigmoid, softplus, focal, the weights of IoU.
 
 Everything of a logit s comes from e = exp(-|s|), which neither overflows nor cancels, r = 1 / (1 + e) and log1p(e):
     sigmoid(s)   r for s >= 0, else e r          softplus(-s)   max(-s, 0) + log1p(e) = -log sigmoid(s)
@@ -25,10 +25,18 @@ def number(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def bounded(x, limit: tl.constexpr):
+    """x in [-limit, limit]; NaN stays."""
+    if x.dtype == tl.float64:  # Triton 3.7 makes an instruction of this clamp that float64 has not
+        return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+    return tl.clamp(x, -limit, limit, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def finite(x, COMPUTE: tl.constexpr):
     """Logits with infinities made large numbers; NaN stays."""
     limit: tl.constexpr = 65504.0 if x.dtype == tl.float16 else LARGEST_LOGIT
-    return tl.clamp(x.to(COMPUTE), -limit, limit, propagate_nan=tl.PropagateNan.ALL)
+    return bounded(x.to(COMPUTE), limit)
 
 
 @triton.jit
@@ -63,3 +71,50 @@ def log1p(e, COMPUTE: tl.constexpr):
     p = p * e + 0.3331909775733948
     p = p * e - 0.4999949336051941
     return e * (p * e + 0.9999999403953552)
+
+
+@triton.jit
+def focal_parts(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+    """(sigmoid(-s)^gamma, softplus(-s), sigmoid(-s)); POWER is gamma where that is 0, 1 or 2, else -1."""
+    e = exponential(-tl.abs(s), COMPUTE)
+    r = reciprocal(1 + e, COMPUTE)
+    missing = tl.where(s < 0, r, e * r)
+    of_e = log1p(e, COMPUTE)
+    cost = tl.maximum(-s, 0) + of_e
+    if POWER == 0:
+        weight = tl.full(s.shape, 1, COMPUTE)
+    elif POWER == 1:
+        weight = missing
+    elif POWER == 2:
+        weight = missing * missing
+    else:
+        weight = exponential(-gamma * (tl.maximum(s, 0) + of_e), COMPUTE)
+    return weight, cost, missing
+
+
+@triton.jit
+def focal(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+    """sigmoid(-s)^gamma softplus(-s)."""
+    weight, cost, _ = focal_parts(s, gamma, POWER, COMPUTE)
+    return weight * cost
+
+
+@triton.jit
+def focal_slope(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+    """Derivative of `focal` in s: -sigmoid(-s)^gamma (gamma sigmoid(s) softplus(-s) + sigmoid(-s))."""
+    weight, cost, missing = focal_parts(s, gamma, POWER, COMPUTE)
+    if POWER == 0:
+        return -missing
+    return -weight * (gamma * (1 - missing) * cost + missing)
+
+
+@triton.jit
+def iou_weights(iou, eta):
+    """u^eta; an IoU that rounding left below 0 counts as 0."""
+    iou = tl.maximum(iou, 0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(eta == 0, 1, tl.exp2(eta * tl.log2(iou)))
+
+
+def power_of(gamma: float) -> int:
+    """POWER of the focal kernels."""
+    return int(gamma) if gamma in (0, 1, 2) else -1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..reference import candidates, iou_balanced as reference, targets
 from ..reference.terms import widest_dtype
+from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
 
 
@@ -175,6 +176,8 @@ def _gradient(backward_op: Any, ctx: Any, upstream: Tensor | None) -> Tensor | N
     return backward_op(*ctx.saved_tensors, upstream, *ctx.parameters)
 
 
+register_launcher(focal_loss, "iou_balanced", "focal_forward")
+register_launcher(focal_loss_backward, "iou_balanced", "focal_backward")
 focal_loss.register_autograd(_focal_backward, setup_context=_focal_context)
 cross_entropy_loss.register_autograd(_cross_entropy_backward, setup_context=_cross_entropy_context)
 smooth_l1_loss.register_autograd(_smooth_l1_backward, setup_context=_smooth_l1_context)

@@ -1,0 +1,70 @@
+"""From sums over negatives and positives to an IoU-balanced loss: what its sigmoid and softmax forms share.
+
+    Z = P / (W + 1e-6),   loss = (N + Z W) / avg_factor,   scale = (weight_0 / avg_factor, weight_1 Z / avg_factor)
+with the sums of terms N over negatives, P over positives, W over positives times u^eta, times the class weights.
+
+    symbol               meaning
+    partial [4, R]       the sums N, P, W, and the number that avg_factor is without an argument, of every program
+
+    owner of outputs     _balance_kernel, one program
+    accumulation         float64, in a fixed order
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .terms import number
+
+# Programs that read the logits: several for each multiprocessor of today's GPUs, and one block of sums to combine.
+MAX_PROGRAMS = 1024
+EPS = tl.constexpr(1e-6)
+
+
+@triton.jit
+def sum_of(partial_ptr, quantity, num_programs, BLOCK: tl.constexpr):
+    """One of the sums, over all programs."""
+    sums = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, num_programs, BLOCK):
+        program = start + tl.arange(0, BLOCK)
+        at = partial_ptr + quantity * num_programs + program
+        sums += tl.load(at, mask=program < num_programs, other=0).to(tl.float64)
+    return tl.sum(sums)
+
+
+@triton.jit
+def divisor(avg_ptr, avg_number, default, HAS_NUMBER: tl.constexpr):
+    """What the sum is divided by: the tensor or the number that was given, or without both `default`, at least 1."""
+    if avg_ptr is not None:
+        return tl.load(avg_ptr).to(tl.float64)
+    if HAS_NUMBER:
+        return number(avg_number, tl.float64)
+    return tl.maximum(default, 1).to(tl.float64)
+
+
+@triton.jit
+def _balance_kernel(
+    partial_ptr, avg_ptr, loss_ptr, scale_ptr, num_programs, negative_weight: tl.float64, positive_weight: tl.float64,
+    avg_number: tl.float64,
+    HAS_NUMBER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    negatives = negative_weight * sum_of(partial_ptr, 0, num_programs, BLOCK)
+    positives = positive_weight * sum_of(partial_ptr, 1, num_programs, BLOCK)
+    weighted = positive_weight * sum_of(partial_ptr, 2, num_programs, BLOCK)
+    by = divisor(avg_ptr, avg_number, sum_of(partial_ptr, 3, num_programs, BLOCK), HAS_NUMBER)
+    z = positives / (weighted + EPS)
+    tl.store(loss_ptr, (negatives + z * weighted) / by)
+    tl.store(scale_ptr, negative_weight / by)
+    tl.store(scale_ptr + 1, positive_weight * z / by)
+
+
+def balance(
+    partial: Tensor, weights: tuple[float, float], avg_number: float | None, avg_tensor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(loss, scale [2]) from partial [4, R]; class `weights` of (negatives, positives)."""
+    loss, scale = partial.new_empty(()), partial.new_empty(2)
+    _balance_kernel[1,](
+        partial, avg_tensor, loss, scale, partial.shape[1], *weights, avg_number or 0.0,
+        HAS_NUMBER=avg_number is not None, BLOCK=MAX_PROGRAMS,
+    )  # fmt: skip
+    return loss, scale
