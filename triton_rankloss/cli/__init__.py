@@ -1,0 +1,1 @@
+"""The command line: `python -m triton_rankloss info | check | kernels`."""

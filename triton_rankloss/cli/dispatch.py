@@ -1,0 +1,72 @@
+"""What PyTorch's dispatcher knows of this package's operators: which implementation runs where."""
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.library import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import ops
+from .cases import Case
+
+
+def interpreted() -> bool:
+    """Whether CPU tensors go through the Triton kernels, interpreted."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def operators() -> list[CustomOpDef]:
+    """Every operator of the package."""
+    found = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        values = vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values()
+        found.update({value._qualname: value for value in values if isinstance(value, CustomOpDef)})
+    return [found[name] for name in sorted(found)]
+
+
+def launcher(operator: CustomOpDef, device_type: str) -> Any:
+    """What was registered for a kind of device; None where the operator's own body, the reference, runs."""
+    return operator._backend_fns.get(device_type)
+
+
+@contextmanager
+def on_reference(device_type: str) -> Iterator[None]:
+    """Run the bodies of all operators, which are the reference, instead of their kernels."""
+    with ExitStack() as stack:
+        for operator in operators():
+            if launcher(operator, device_type) is not None:
+                stack.enter_context(operator.set_kernel_enabled(device_type, False))
+        yield
+
+
+class _Used(TorchDispatchMode):
+    """Collects the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overloads: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.overloads.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of(case: Case) -> list[CustomOpDef]:
+    """The operators that a loss and its backward call; leaves must be on the CPU, where backward has no thread."""
+    with on_reference("cpu"), _Used() as used:
+        case.evaluate(case.leaves)
+    return [operator for operator in operators() if operator._opoverload in used.overloads]
+
+
+def implementation(used: list[CustomOpDef], device: torch.device) -> str:
+    """What runs on a device for a loss that uses these operators."""
+    launched = [launcher(operator, device.type) is not None for operator in used]
+    kernels = "Triton kernels, interpreted" if device.type == "cpu" else "Triton kernels"
+    if all(launched):
+        return kernels
+    return f"{kernels} and reference" if any(launched) else "reference"

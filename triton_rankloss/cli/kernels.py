@@ -1,0 +1,162 @@
+"""Every kernel compiled ahead of time, no GPU needed: registers, spills, shared memory; fails on a spill."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+
+from .cases import FORMS, Form, Size, cases
+from .dispatch import interpreted
+
+# Large enough that no number of blocks is 1, which Triton would compile for.
+SIZE = Size(2, 1040, 16, 20, 40)
+PHASES = ("forward", "backward")
+BOUNDED = Form("labels, bounded", ranking=(("max_positives", 48),))
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """For which GPUs, how much, and where to."""
+    parser.add_argument(
+        "--arch",
+        action="append",
+        help="sm_80, sm_90, sm_100, gfx942, ...; may be repeated; default: this machine's GPU",
+    )
+    parser.add_argument("--quick", action="store_true", help="of the forms of targets, scopes and steps the usual one")
+    parser.add_argument(
+        "--dtype", action="append", choices=DTYPES, help="may be repeated; default: all, quick: float32"
+    )
+    parser.add_argument("--loss", action="append", help="only this one; may be repeated")
+    parser.add_argument("--json", type=Path, help="write the tables to this file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile and print; returns the exit code, 1 for a spill, a failure, or a kernel that nothing launches."""
+    if interpreted():
+        print("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled. Unset it.", file=sys.stderr)
+        return 2
+    if find_spec("triton") is None:
+        print("Triton is not installed: there are no kernels to compile.", file=sys.stderr)
+        return 2
+    from . import launches
+
+    archs = options.arch or [launches.local_arch()]
+    if archs == [None]:
+        print("No GPU here: name an architecture, for instance --arch sm_90.", file=sys.stderr)
+        return 2
+    try:
+        targets = {arch: launches.target_of(arch) for arch in archs}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    forms = FORMS[:1] if options.quick else (*FORMS, BOUNDED)
+    dtypes = options.dtype or (["float32"] if options.quick else list(DTYPES))
+    tables = {arch: compile_all(target, forms, dtypes, options.loss) for arch, target in targets.items()}
+    good = [_report(arch, table) for arch, table in tables.items()]
+    if options.json is not None:
+        options.json.write_text(json.dumps(tables, indent=1) + "\n")
+    return 0 if all(good) else 1
+
+
+def compile_all(
+    target: Any, forms: Iterable[Form], dtypes: Iterable[str], losses: list[str] | None = None
+) -> dict[str, Any]:
+    """{"kernels": rows, "launches": names per loss, "not launched": kernels that no loss used}."""
+    from .launches import launches_of
+
+    rows: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for form, dtype in product(forms, dtypes):
+        for case in cases(form, SIZE, torch.device("cpu")):
+            if losses is not None and case.loss not in losses:
+                continue
+            variant = f"{case.loss} ({', '.join(filter(None, (case.variant, dtype)))})"
+            both = launches_of(case, SIZE.positives, DTYPES[dtype], target)
+            for launch in [launch for phase in both for launch in phase.kernels]:
+                key = launch.compiled.hash if launch.compiled is not None else f"{launch.kernel} {variant}"
+                if key not in rows:
+                    rows[key] = _row(launch, variant)
+            if both[0].kernels or both[1].kernels:
+                name = ", ".join(filter(None, (case.loss, case.variant)))
+                counts.setdefault(name, {phase: _names(part) for phase, part in zip(PHASES, both, strict=True)})
+    launched = {row["kernel"] for row in rows.values()}
+    missing = sorted(set(defined_kernels()) - launched) if losses is None else []
+    return {"kernels": sorted(rows.values(), key=lambda r: r["kernel"]), "launches": counts, "not launched": missing}
+
+
+def _row(launch: Any, variant: str) -> dict[str, Any]:
+    from .machine_code import pair_loops, resources
+
+    if launch.compiled is None:
+        return {"kernel": launch.kernel, "used by": variant, "error": launch.error}
+    loops = [loop._asdict() for loop in pair_loops(launch.kernel, launch.compiled)]
+    return {"kernel": launch.kernel, "used by": variant, **resources(launch.compiled)._asdict(), "loops": loops}
+
+
+def _names(phase: Any) -> dict[str, list[str]]:
+    """Of the kernels that a phase launches, ours and torch's."""
+    return {"ours": [launch.kernel for launch in phase.kernels], "torch": phase.torch_operators}
+
+
+def defined_kernels() -> list[str]:
+    """Every kernel of the package, as <family>.<name>."""
+    from triton.runtime.jit import JITFunction
+
+    from .. import kernels
+
+    found = []
+    for module in iter_modules(kernels.__path__):
+        values = vars(import_module(f"{kernels.__name__}.{module.name}")).items()
+        found += [
+            f"{module.name}.{name}"
+            for name, value in values
+            if isinstance(value, JITFunction) and name.endswith("_kernel") and value.__module__.endswith(module.name)
+        ]
+    return found
+
+
+def _report(arch: str, table: dict[str, Any]) -> bool:
+    """Print a table; whether everything is as it should be."""
+    print(f"\n{arch}: registers and spilled bytes a thread, bytes of shared memory, warps; used by; FP32 a pair")
+    alike: dict[str, list[str]] = {}  # the variants of a kernel that take the same
+    faults = {f"{name} is launched by no loss": [""] for name in table["not launched"]}
+    width = max((len(row["kernel"]) for row in table["kernels"]), default=0)
+    for row in table["kernels"]:
+        if "error" in row:
+            faults.setdefault(f"{row['kernel']} does not compile: {row['error']}", []).append(row["used by"])
+            continue
+        if row["spilled"]:
+            faults.setdefault(f"{row['kernel']} spills {row['spilled']} bytes", []).append(row["used by"])
+        alike.setdefault(_numbers(row, width), []).append(row["used by"])
+    for numbers, users in alike.items():
+        head, _, loops = numbers.partition("|")
+        print(f"{head}  {_first(users):64} {loops}".rstrip())
+    print("Kernels launched, ours + torch's:")
+    for name, phases in table["launches"].items():
+        counts = {phase: f"{len(names['ours'])} + {len(names['torch'])}" for phase, names in phases.items()}
+        print(f"  {name:48} forward {counts['forward']:8} backward {counts['backward']}")
+    for fault, users in faults.items():
+        print(f"FAIL {arch}: {fault}  {_first(users)}".rstrip())
+    return not faults
+
+
+def _first(users: list[str]) -> str:
+    return users[0] + (f" and {len(users) - 1} more" if len(users) > 1 else "")
+
+
+def _numbers(row: dict[str, Any], width: int) -> str:
+    from .machine_code import Loop
+
+    keys = ("registers", "spilled", "shared", "num_warps")
+    numbers = "".join(f"{'?' if row[key] is None else row[key]:>7}" for key in keys)
+    return f"{row['kernel']:{width}}{numbers}|{'; '.join(str(Loop(**loop)) for loop in row['loops'])}"
