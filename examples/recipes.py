@@ -49,7 +49,7 @@ class Focal(Recipe):
 
 
 class AP(Recipe):
-    """AP Loss. With a box weight of 1 the boxes learn too slowly: it lets the classes pull harder than focal loss."""
+    """AP Loss. A box weight of 1 gave a lower AP than 2, on digits and on blood cells."""
 
     def __init__(self):
         super().__init__()

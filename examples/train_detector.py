@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", choices=[*RECIPES, "all"], default="all")
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
-    parser.add_argument("--epochs", type=_positive, help="default: 8 for digits, 20 for a folder")
+    parser.add_argument("--epochs", type=_positive, help="default: 8 for digits, 40 for a folder")
     parser.add_argument("--batch-size", type=_positive, default=8)
     parser.add_argument(
         "--size", type=_side, nargs=2, metavar=("W", "H"), default=(256, 192), help="of a folder's images"
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         dataset = coco_folder(arguments.data, *arguments.size)
     else:
         dataset = digit_scenes(arguments.scenes, SCENE_SIZE, arguments.seed)
-    epochs = arguments.epochs or (20 if arguments.data else 8)
+    epochs = arguments.epochs or (40 if arguments.data else 8)
     settings = {"epochs": epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
     with staged(arguments.out) as staging:
         training_set = TrainingSet(dataset, arguments.device)
