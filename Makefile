@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_ranking.py tests/test_example.py tests/test_bench.py tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-torchvision test-transformers lint bench clean
+.PHONY: demo test test-torchvision test-transformers lint bench gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -31,6 +31,10 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench --benchmark-sort=name --benchmark-columns=median,iqr,rounds
+
+# Of PYTHON, which has torch and triton: nothing is installed. Under 8 minutes; see bench/gpu_run.py.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m bench.gpu_run
 
 # torch is installed by itself first: what follows then finds it in place and pulls no other build.
 $(VENV)/installed: pyproject.toml constraints.txt
