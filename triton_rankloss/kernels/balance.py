@@ -16,8 +16,7 @@ from torch import Tensor
 
 from .terms import number
 
-# Programs that read the logits: several for each multiprocessor of today's GPUs, and one block of sums to combine.
-MAX_PROGRAMS = 1024
+MAX_PROGRAMS = 1024  # that read the logits, with 4 warps each: several for each multiprocessor of today's GPUs
 EPS = tl.constexpr(1e-6)
 
 

@@ -33,21 +33,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.targets import result_dtype
-from .targets import TRITON_DTYPE, load_candidates, scopes_of
+from .targets import load_candidates, scopes_of
 from .terms import exponential, log1p, number, reciprocal
 
-# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60 registers;
-# with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
+# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
+# registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
 BLOCK = 1024
 MAX_PROGRAMS = 1024
 LARGEST_CENTERED = 96.0
 
 
 @triton.jit
-def _probability(x, COMPUTE: tl.constexpr):
+def _probability(x):
     """(c = sigmoid(x) - 1/2, the derivative of sigmoid)."""
-    e = exponential(-tl.abs(x), COMPUTE)
-    r = reciprocal(1 + e, COMPUTE)
+    e = exponential(-tl.abs(x))
+    r = reciprocal(1 + e)
     q = e * r
     return tl.where(x < 0, q - 0.5, 0.5 - q), q * r
 
@@ -98,7 +98,7 @@ def _sums_kernel(
             logits_ptr, targets_ptr, scope, tl.cast(block, tl.int64) * BLOCK, num_candidates,
             BLOCK, NUM_CLASSES, LABELS, COMPUTE,
         )  # fmt: skip
-        c, _ = _probability(x, COMPUTE)
+        c, _ = _probability(x)
         if SHIFTED:
             positive_shift, positive_total, positive_weighted = _add_shifted(
                 positive_shift, positive_total, positive_weighted, c, positive, positive_rate
@@ -164,7 +164,7 @@ def _finish_kernel(
     share = counts / tl.maximum(tl.sum(counts), 1)
     excess = sharpness * (negative_mean - positive_mean + margin)
     e = tl.exp(-tl.abs(excess))
-    softplus = tl.maximum(excess, 0) + log1p(e, tl.float64)
+    softplus = tl.maximum(excess, 0) + log1p(e)
     tl.store(loss_ptr, tl.sum(share * softplus) * tau / sharpness)
     slope = share * tau * tl.where(excess < 0, e, 1) / (1 + e)
     s = tl.arange(0, SCOPES)
@@ -195,9 +195,9 @@ def _gradient_kernel(
     coefficient = tl.where(positive, tl.load(own_ptr), tl.load(own_ptr + 3 * num_scopes)) * upstream
     mean = tl.where(positive, tl.load(own_ptr + 2 * num_scopes), tl.load(own_ptr + 5 * num_scopes))
     k = tl.where(positive, number(positive_k, COMPUTE), number(negative_k, COMPUTE))
-    c, slope = _probability(x, COMPUTE)
+    c, slope = _probability(x)
     exponent = k * (c - (mean - 0.5))
-    gradient = coefficient * exponential(exponent, COMPUTE) * (1 + exponent) * slope
+    gradient = coefficient * exponential(exponent) * (1 + exponent) * slope
     gradient = tl.where(positive | negative, gradient, 0)
     tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_scope)
 

@@ -67,7 +67,7 @@ def _sums_kernel(
         positions, _, s, negative, positive = _load(
             logits_ptr, targets_ptr, tl.cast(block, tl.int64) * BLOCK, num_logits, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
-        terms = focal(s, gamma, POWER, COMPUTE)
+        terms = focal(s, gamma, POWER)
         negatives += tl.where(negative, terms, 0)
         num_positives = tl.sum(positive.to(tl.int32))
         if num_positives > 0:
@@ -100,7 +100,7 @@ def _gradient_kernel(
     if tl.max(positive.to(tl.int32)) > 0:
         share = _shares(iou_ptr, positions, positive, eta, LOGITS_PER_IOU, COMPUTE)
         factors = tl.where(positive, share * (tl.load(scale_ptr + 1) * upstream), factors)
-    gradient = tl.where(negative | positive, factors * focal_slope(s, gamma, POWER, COMPUTE), 0)
+    gradient = tl.where(negative | positive, factors * focal_slope(s, gamma, POWER), 0)
     tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=there)
 
 

@@ -40,17 +40,17 @@ def finite(x, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def exponential(x, COMPUTE: tl.constexpr):
+def exponential(x):
     """exp(x)."""
-    if COMPUTE == tl.float64:
+    if x.dtype == tl.float64:
         return tl.exp(x)
     return tl.exp2(x * LOG2E)
 
 
 @triton.jit
-def reciprocal(d, COMPUTE: tl.constexpr):
+def reciprocal(d):
     """1 / d for d in [1, 2]."""
-    if COMPUTE == tl.float64:
+    if d.dtype == tl.float64:
         return 1 / d
     root = tl.math.rsqrt(d)
     r = root * root
@@ -58,9 +58,9 @@ def reciprocal(d, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def log1p(e, COMPUTE: tl.constexpr):
-    """log(1 + e) for e in [0, 1], to the last digits of COMPUTE."""
-    if COMPUTE == tl.float64:
+def log1p(e):
+    """log(1 + e) for e in [0, 1], to the last digits."""
+    if e.dtype == tl.float64:
         u = 1 + e
         return tl.log(u) + (e - (u - 1)) / u
     p = e * 0.005232693627476692 - 0.02950523979961872
@@ -74,35 +74,35 @@ def log1p(e, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def focal_parts(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+def focal_parts(s, gamma, POWER: tl.constexpr):
     """(sigmoid(-s)^gamma, softplus(-s), sigmoid(-s)); POWER is gamma where that is 0, 1 or 2, else -1."""
-    e = exponential(-tl.abs(s), COMPUTE)
-    r = reciprocal(1 + e, COMPUTE)
+    e = exponential(-tl.abs(s))
+    r = reciprocal(1 + e)
     missing = tl.where(s < 0, r, e * r)
-    of_e = log1p(e, COMPUTE)
+    of_e = log1p(e)
     cost = tl.maximum(-s, 0) + of_e
     if POWER == 0:
-        weight = tl.full(s.shape, 1, COMPUTE)
+        weight = tl.full(s.shape, 1, s.dtype)
     elif POWER == 1:
         weight = missing
     elif POWER == 2:
         weight = missing * missing
     else:
-        weight = exponential(-gamma * (tl.maximum(s, 0) + of_e), COMPUTE)
+        weight = exponential(-gamma * (tl.maximum(s, 0) + of_e))
     return weight, cost, missing
 
 
 @triton.jit
-def focal(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+def focal(s, gamma, POWER: tl.constexpr):
     """sigmoid(-s)^gamma softplus(-s)."""
-    weight, cost, _ = focal_parts(s, gamma, POWER, COMPUTE)
+    weight, cost, _ = focal_parts(s, gamma, POWER)
     return weight * cost
 
 
 @triton.jit
-def focal_slope(s, gamma, POWER: tl.constexpr, COMPUTE: tl.constexpr):
+def focal_slope(s, gamma, POWER: tl.constexpr):
     """Derivative of `focal` in s: -sigmoid(-s)^gamma (gamma sigmoid(s) softplus(-s) + sigmoid(-s))."""
-    weight, cost, missing = focal_parts(s, gamma, POWER, COMPUTE)
+    weight, cost, missing = focal_parts(s, gamma, POWER)
     if POWER == 0:
         return -missing
     return -weight * (gamma * (1 - missing) * cost + missing)

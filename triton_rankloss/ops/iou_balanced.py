@@ -178,6 +178,8 @@ def _gradient(backward_op: Any, ctx: Any, upstream: Tensor | None) -> Tensor | N
 
 register_launcher(focal_loss, "iou_balanced", "focal_forward")
 register_launcher(focal_loss_backward, "iou_balanced", "focal_backward")
+register_launcher(cross_entropy_loss, "iou_balanced_cross_entropy", "forward")
+register_launcher(cross_entropy_loss_backward, "iou_balanced_cross_entropy", "backward")
 focal_loss.register_autograd(_focal_backward, setup_context=_focal_context)
 cross_entropy_loss.register_autograd(_cross_entropy_backward, setup_context=_cross_entropy_context)
 smooth_l1_loss.register_autograd(_smooth_l1_backward, setup_context=_smooth_l1_context)
