@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_ranking.py tests/test_example.py tests/test_bench.py tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-torchvision test-transformers lint bench gpu clean
+.PHONY: demo test test-torchvision test-transformers lint bench bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -29,8 +29,17 @@ test-transformers: .venv-transformers/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# BENCH: further options, as --threads 1 --clock cpu on a machine that others use too. A red check ends in an error.
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest bench --benchmark-sort=name --benchmark-columns=median,iqr,rounds
+	mkdir -p out && rm -f out/bench.json
+	$(BIN)/python -m pytest bench --benchmark-quiet --benchmark-json=out/bench.json $(BENCH); status=$$?; \
+	$(BIN)/python -m bench report out/bench.json && exit $$status
+
+# Ends in an error if anything of ours became slower.
+BEFORE ?= bench/results/cpu-2core/bench.json
+AFTER ?= out/bench.json
+bench-compare: $(VENV)/installed
+	$(BIN)/python -m bench compare $(BEFORE) $(AFTER)
 
 # Of PYTHON, which has torch and triton: nothing is installed. Under 8 minutes; see bench/gpu_run.py.
 gpu:

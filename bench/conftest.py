@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    group.addoption("--seconds", type=float, default=8.0, help="per case, for all competitors together")
+    group.addoption("--seconds", type=float, default=4.0, help="per case, for all competitors together")
     group.addoption("--threads", type=int, help="of the CPU; default: all cores")
     group.addoption(
         "--clock", default="wall", choices=CLOCKS, help="cpu: processor time, for one thread on a busy machine"
