@@ -21,7 +21,7 @@ from .ranking import count, step
 from .scopes import Ranking, Scope, combine, negatives_above, own_positions, split, values_by_scope
 from .targets import per_positive
 
-ROWS_AT_ONCE = 256  # of the |P| x |P| comparison of scores and targets: memory stays O(|P|)
+PAIRS_AT_ONCE = 2**18  # of the |P| x |P| comparison of scores and targets: memory stays O(|P|), and in a cache
 
 
 def forward(
@@ -60,16 +60,19 @@ def rank_sort_error(scope: Scope, iou: Tensor, delta: float, eps: float) -> tupl
 
 def sorting_error(positives: Tensor, iou: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     """sorting_i [P], and |P| times the update that it makes [P]."""
-    errors, moved_up = [], []
-    moved_down = torch.zeros_like(positives)
-    for p, t in zip(positives.split(ROWS_AT_ONCE), iou.split(ROWS_AT_ONCE), strict=True):
+    num_positives = positives.numel()
+    errors, moved_up, moved_down = (torch.zeros_like(positives) for _ in range(3))
+    num_rows = max(1, PAIRS_AT_ONCE // num_positives)
+    for first in range(0, num_positives, num_rows):
+        rows = slice(first, first + num_rows)
+        p, t = positives[rows], iou[rows]
         above = step(positives[None, :] - p[:, None], delta)
         missorted = above * (iou[None, :] < t[:, None])
         in_order = above - missorted
         current = (above @ (1 - iou)) / above.sum(1)
         target = (in_order @ (1 - iou)) / in_order.sum(1)
         num_missorted = missorted.sum(1)
-        errors.append(current - target)
-        moved_up.append(torch.where(num_missorted > 0, current - target, 0))
+        errors[rows] = current - target
+        moved_up[rows] = torch.where(num_missorted > 0, current - target, 0)
         moved_down += torch.where(num_missorted > 0, (current - target) / num_missorted, 0) @ missorted
-    return torch.cat(errors), moved_down - torch.cat(moved_up)
+    return errors, moved_down - moved_up
