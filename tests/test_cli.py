@@ -1,0 +1,191 @@
+"""The command line: what it says of this machine, and that it can tell right from wrong."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import triton_rankloss as trl
+from triton_rankloss.__main__ import main
+from triton_rankloss.cli import check as checking
+from triton_rankloss.cli.cases import FORMS, SIZES, Case, cases
+from triton_rankloss.cli.dispatch import launcher, operators
+
+sys.path.append(str(Path(__file__).parents[1]))
+from bench import gpu_run, gpu_summary
+
+CPU = torch.device("cpu")
+LOSSES = {name for name, value in vars(trl).items() if inspect.isfunction(value)}
+
+
+def test_every_public_loss_has_a_case():
+    assert {case.loss for form in FORMS for case in cases(form, SIZES["tiny"], CPU)} == LOSSES
+
+
+def test_info_lists_every_loss_with_what_it_runs_on(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in printed.splitlines() if line.split()[:1] and line.split()[0] in LOSSES}
+    assert rows.keys() == LOSSES
+    expected = "Triton kernels" if os.environ.get("TRITON_INTERPRET") == "1" else "reference"
+    assert expected in rows["ap_loss"]
+    assert torch.__version__ in printed
+
+
+def test_the_ranking_losses_have_launchers_on_gpus():
+    pytest.importorskip("triton")
+    launched = {operator._name for operator in operators() if launcher(operator, "cuda") is not None}
+    assert {"ap_loss", "alrp_loss", "rank_sort_loss", "transport"} <= launched
+
+
+def test_check_passes_and_writes_its_rows(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    assert main(["check", "--device", "cpu", "--size", "tiny", "--loss", "harmonic_loss", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["dtype"], row["status"], row["deterministic"]) for row in rows] == [
+        (dtype, "PASS", True) for dtype in ("float32", "float16", "bfloat16")
+    ]
+    assert "3 PASS, 0 FAIL" in capsys.readouterr().out
+
+
+def test_check_refuses_an_unknown_loss(capsys):
+    assert main(["check", "--device", "cpu", "--size", "tiny", "--loss", "lap_loss"]) == 2
+    assert "lap_loss" in capsys.readouterr().err
+
+
+def row_of(call, leaf=None):
+    leaf = torch.linspace(0.5, 1, 8) if leaf is None else leaf
+    positive = torch.arange(leaf.numel()) == 0
+    return checking.check(Case("loss", "", call, (leaf,), positive), torch.float32, "reference")
+
+
+def test_check_finds_a_wrong_loss():
+    row = row_of(lambda x: x.square().sum() * (1 if x.dtype == torch.float64 else 1 + 3e-5))
+    assert row.status == "FAIL"
+    assert row.loss_error == pytest.approx(3e-5, rel=1e-2)
+
+
+def test_check_finds_a_wrong_gradient_of_negatives_beside_large_ones_of_positives():
+    def call(x, wrong=1.001):
+        small = torch.full_like(x, 1e-6 * (1 if x.dtype == torch.float64 else wrong))
+        small[0] = 1
+        return (x * small).sum() - (x.detach() * small).sum()
+
+    row = row_of(call)
+    assert row.status == "FAIL"
+    assert row.gradient_error == pytest.approx(1e-3, rel=1e-2)
+    assert row_of(lambda x: call(x, wrong=1)).status == "PASS"
+
+
+def test_check_finds_what_differs_from_run_to_run():
+    runs = iter(range(100))
+    row = row_of(lambda x: x.sum() + 0 * x[0] + (next(runs) % 2) * 1e-6)
+    assert (row.status, row.note) == ("FAIL", "differs between runs")
+
+
+@pytest.mark.parametrize("call", [lambda x: x.sum() * torch.nan, lambda x: x.unsqueeze(0) @ x.unsqueeze(0)])
+def test_check_reports_nan_and_exceptions(call):
+    row = row_of(call)
+    assert row.status == "FAIL"
+    assert row.note
+
+
+def run(*arguments, **environment):
+    environment = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, **environment}
+    command = [sys.executable, "-m", "triton_rankloss", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("--arch", "sm_90"), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET=1 is set"),
+        (("--arch", "h100"), {}, "arch must be sm_<number> or gfx<number>; got 'h100'"),
+        ((), {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}, "name an architecture"),
+    ],
+)
+def test_kernels_says_what_it_needs(arguments, environment, message):
+    pytest.importorskip("triton")
+    done = run("kernels", *arguments, **environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+SASS = """
+        /*0000*/                   FADD R1, R2, R3 ;              /* 0x0000000302017221 */
+        /*0010*/                   FFMA.SAT R1, R2, R3, R4 ;
+        /*0020*/              @!P0 FADD.FTZ.SAT R5, R2, -R3 ;
+        /*0030*/               @P1 BRA 0x10 ;
+        /*0040*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0050*/              @UP2 BRA 0x0 ;
+        /*0060*/                   EXIT ;
+        /*0070*/                   BRA 0x70;
+"""
+
+
+def test_innermost_loops_of_machine_code():
+    pytest.importorskip("triton")
+    from triton_rankloss.cli.machine_code import innermost_loops
+
+    assert innermost_loops(SASS) == [{"FFMA.SAT": 1, "FADD.SAT": 1}]
+
+
+def python(code: str, limit: float, name: str = "step", needs: tuple = ()) -> gpu_run.Step:
+    return gpu_run.Step(name, [sys.executable, "-c", code], limit, needs)
+
+
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        (python("print('fine')", 60), "ok"),
+        (python("raise SystemExit(3)", 60), "failed"),
+        (python("import time; time.sleep(60)", 0.5), "out of time"),
+        (python("", 60, needs=("no_such_module",)), "skipped"),
+        (python("", 0), "skipped"),
+    ],
+    ids=["ok", "failed", "out of time", "missing module", "no time left"],
+)
+def test_a_step_of_make_gpu_ends_in_one_of_four_ways(step, status, tmp_path):
+    outcome = gpu_run.run(step, step.limit, tmp_path / "log", dict(os.environ))
+    assert outcome.status == status
+    assert outcome.seconds < 30
+
+
+def test_a_step_that_is_out_of_time_may_still_write_what_it_has(tmp_path):
+    code = f"""
+import time
+try:
+    print("started", flush=True)
+    time.sleep(60)
+finally:
+    open({str(tmp_path / "found")!r}, "w").write("something")
+"""
+    # Long enough for an interpreter to start on a busy machine.
+    outcome = gpu_run.run(python(code, 5), 5, tmp_path / "log", dict(os.environ))
+    assert outcome.status == "out of time"
+    assert (tmp_path / "found").read_text() == "something"
+
+
+def test_one_step_that_fails_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
+    some = [python("print('why'); raise SystemExit(3)", 60, "first"), python("", 60, "second")]
+    monkeypatch.setattr(gpu_run, "steps", lambda folder, device: some)
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
+    assert gpu_run.main(["--device", "cpu", "--out", str(tmp_path / "results")]) == 1
+    content = json.loads((tmp_path / "results" / "run.json").read_text())
+    assert [(step["name"], step["status"]) for step in content["steps"]] == [("first", "failed"), ("second", "ok")]
+    assert "| first | failed |" in (tmp_path / "results" / "summary.md").read_text()
+    assert "why" in capsys.readouterr().out
+
+
+def test_the_summary_survives_files_that_were_cut_short(tmp_path):
+    (tmp_path / "check.json").write_text('{"rows": [')
+    (tmp_path / "tests.xml").write_text("<testsuite><testcase classname='a' name='b'><failure/></testcase></testsuite>")
+    page = gpu_summary.summary({"device": "some GPU"}, [], tmp_path)
+    assert "`check.json` cannot be read" in page
+    assert "0 passed, 1 failed, 0 skipped" in page
+    assert "- a::b" in page
