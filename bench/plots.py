@@ -145,4 +145,4 @@ def _legend(plot, axes) -> None:
 def _clock(results: Results) -> str:
     machine = results.machine
     what = {"cpu": "processor time", "wall": "wall clock"}.get(machine["clock"], "device time")
-    return f"{what}, {machine['torch_threads']} thread(s)" if machine["clock"] != "device" else what
+    return f"{what}, threads: {machine['torch_threads']}" if machine["clock"] != "device" else what

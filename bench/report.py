@@ -32,7 +32,7 @@ def page(results: Results, plots: dict[str, str]) -> str:
     if pointwise:
         parts += ["## Losses that take every logit once, forward + backward", *figure(plots, "pointwise")]
         parts += ratios(results, pointwise, "Ratios as above; `torchvision-focal` is another loss, the yardstick.")
-    parts += ahead(results, ranking + pointwise)
+    parts += ahead(results)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -49,7 +49,7 @@ def header(results: Results) -> str:
     lines = [
         f"# Benchmarks: {machine['machine']}",
         "",
-        f"{machine['device']}, {machine['torch_threads']} thread(s) of {machine['cores']} cores; torch "
+        f"{machine['device']}, threads: {machine['torch_threads']} of {machine['cores']} cores; torch "
         f"{machine['torch']}, triton {machine['triton']}, Python {machine['python']}; commit `{commit['id'][:12]}`.",
     ]
     if commit["changed_since"]:
@@ -149,13 +149,17 @@ def _exponent(rows: list[Row], peer: str, axis: str, kind: str) -> str:
     return f"{exponent(upper):.2f}" if len(upper) > 1 else ""
 
 
-def ahead(results: Results, rows: list[Row]) -> list[str]:
-    """Where somebody is faster."""
+def ahead(results: Results) -> list[str]:
+    """Where somebody is faster at the same loss."""
     found = []
-    for (loss, workload), by_peer in results.cases(rows).items():
-        for peer, row in by_peer.items():
-            if peer != OURS and row.info["peer"] != "torchvision-focal" and row.over(by_peer[OURS])[0] < 1:
-                found.append(f"- {NAMES[loss]}, {workload}: {peer}, {_ratio(row, by_peer[OURS])} of our time")
+    for (loss, workload), by_peer in results.cases(results.of()).items():
+        faster = [
+            f"{peer} {_ratio(row, by_peer[OURS])}"
+            for peer, row in by_peer.items()
+            if peer not in (OURS, "torchvision-focal") and row.over(by_peer[OURS])[0] < 1
+        ]
+        if faster:
+            found.append(f"- {NAMES[loss]}, {workload}: {', '.join(faster)}")
     return ["## Where a peer is ahead", "\n".join(found) or "Nowhere."]
 
 
