@@ -15,15 +15,25 @@ def load_rows(values_ptr, first, num_rows, ROWS: tl.constexpr, D: tl.constexpr, 
     if D & (D - 1) == 0:
         at = first * D + tl.arange(0, ROWS * D)
         values = tl.load(values_ptr + at, mask=at < tl.cast(num_rows, tl.int64) * D, other=0)
-        return tl.reshape(values, [ROWS, D]).to(COMPUTE)
-    i, column = first + tl.arange(0, ROWS)[:, None], tl.arange(0, triton.next_power_of_2(D))[None, :]
-    return tl.load(values_ptr + i * D + column, mask=(i < num_rows) & (column < D), other=0).to(COMPUTE)
+        values = tl.reshape(values, [ROWS, D])
+    else:
+        i, column = first + tl.arange(0, ROWS)[:, None], tl.arange(0, triton.next_power_of_2(D))[None, :]
+        values = tl.load(values_ptr + i * D + column, mask=(i < num_rows) & (column < D), other=0)
+    return values.to(COMPUTE)
+
+
+@triton.jit
+def rounded(values, values_ptr):
+    """`values` in the dtype of the pointer; from float64 to bfloat16 the interpreter knows no direct way."""
+    if values_ptr.dtype.element_ty == tl.bfloat16:
+        return values.to(tl.float32).to(tl.bfloat16)
+    return values.to(values_ptr.dtype.element_ty)
 
 
 @triton.jit
 def store_rows(values_ptr, first, num_rows, values, ROWS: tl.constexpr, D: tl.constexpr):
     """The opposite of load_rows, in the dtype of the pointer."""
-    values = values.to(values_ptr.dtype.element_ty)
+    values = rounded(values, values_ptr)
     if D & (D - 1) == 0:
         at = first * D + tl.arange(0, ROWS * D)
         tl.store(values_ptr + at, tl.reshape(values, [ROWS * D]), mask=at < tl.cast(num_rows, tl.int64) * D)

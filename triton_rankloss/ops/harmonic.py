@@ -8,6 +8,7 @@ from torch import Tensor
 from ..reference import harmonic as reference
 from ..reference.targets import check_per_positive
 from ..reference.terms import widest_dtype
+from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
 
 
@@ -95,6 +96,8 @@ def _task_contrastive_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tenso
     return of_logits, None, of_iou, None, None
 
 
+register_launcher(harmonic_loss, "harmonic", "harmonic_loss")
+register_launcher(harmonic_loss_backward, "harmonic", "harmonic_loss_backward")
 harmonic_loss.register_autograd(_harmonic_backward, setup_context=_harmonic_context)
 task_contrastive_loss.register_autograd(_task_contrastive_backward, setup_context=_task_contrastive_context)
 once_differentiable(harmonic_loss_backward)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..reference import harmonic_detection as reference
 from ..reference.targets import result_dtype
 from ..reference.terms import widest_dtype
+from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
 
 
@@ -138,6 +139,8 @@ def _detection_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Ten
     return of_logits, None, None, of_localization, *[None] * 8
 
 
+register_launcher(localization_loss, "harmonic", "localization_loss")
+register_launcher(localization_loss_backward, "harmonic", "localization_loss_backward")
 localization_loss.register_autograd(_localization_backward, setup_context=_localization_context)
 detection_loss.register_autograd(_detection_backward, setup_context=_detection_context)
 once_differentiable(localization_loss_backward)

@@ -182,6 +182,8 @@ register_launcher(cross_entropy_loss, "iou_balanced_cross_entropy", "forward")
 register_launcher(cross_entropy_loss_backward, "iou_balanced_cross_entropy", "backward")
 focal_loss.register_autograd(_focal_backward, setup_context=_focal_context)
 cross_entropy_loss.register_autograd(_cross_entropy_backward, setup_context=_cross_entropy_context)
+register_launcher(smooth_l1_loss, "iou_balanced_smooth_l1", "forward")
+register_launcher(smooth_l1_loss_backward, "iou_balanced_smooth_l1", "backward")
 smooth_l1_loss.register_autograd(_smooth_l1_backward, setup_context=_smooth_l1_context)
 for _operator in (focal_loss_backward, cross_entropy_loss_backward, smooth_l1_loss_backward):
     once_differentiable(_operator)
