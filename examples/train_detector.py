@@ -43,33 +43,36 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", choices=[*RECIPES, "all"], default="all")
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
-    parser.add_argument("--epochs", type=_positive, help="default: 8 for digits, 40 for a folder")
-    parser.add_argument("--batch-size", type=_positive, default=8)
+    parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 40 for a folder")
+    parser.add_argument("--batch-size", type=positive_integer, default=8)
     parser.add_argument(
-        "--size", type=_side, nargs=2, metavar=("W", "H"), default=(256, 192), help="of a folder's images"
+        "--size", type=multiple_of_32, nargs=2, metavar=("W", "H"), default=(256, 192), help="of a folder's images"
     )
-    parser.add_argument("--scenes", type=_positive, default=448, help="number of digit scenes to train on")
+    parser.add_argument("--scenes", type=positive_integer, default=448, help="number of digit scenes to train on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=torch_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("out/detector"))
     return parser
 
 
-def _positive(text: str) -> int:
+def positive_integer(text: str) -> int:
+    """From the command line, and likewise below."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
 
 
-def _side(text: str) -> int:
-    value = _positive(text)
+def multiple_of_32(text: str) -> int:
+    """As the detector's coarsest stride wants."""
+    value = positive_integer(text)
     if value % 32:
         raise argparse.ArgumentTypeError(f"must be a multiple of 32, got {value}")
     return value
 
 
-def _device(text: str) -> torch.device:
+def torch_device(text: str) -> torch.device:
+    """One that works here."""
     try:
         torch.empty(1, device=text)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
@@ -77,17 +80,20 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
+def check_writable(folder: Path) -> None:
+    """Rather before the training than after it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write to {folder}: {existing} is not a writable folder")
+
+
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder whose files move to `folder` together at the end; after a failure nothing is left of it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(prefix=".staging-", dir=folder)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    with staging:
-        yield Path(staging.name)
-        for path in Path(staging.name).iterdir():
+    """A folder whose files move to `folder` together at the end; after a failure none do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".staging-", dir=folder) as staging:
+        yield Path(staging)
+        for path in Path(staging).iterdir():
             path.replace(folder / path.name)
 
 
@@ -104,22 +110,23 @@ def table(results: list[dict]) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train with each loss, print the table, write the results."""
+    check_writable(arguments.out)
     if arguments.data:
         dataset = coco_folder(arguments.data, *arguments.size)
     else:
         dataset = digit_scenes(arguments.scenes, SCENE_SIZE, arguments.seed)
+    training_set = TrainingSet(dataset, arguments.device)
     epochs = arguments.epochs or (40 if arguments.data else 8)
     settings = {"epochs": epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
-    with staged(arguments.out) as staging:
-        training_set = TrainingSet(dataset, arguments.device)
-        results = []
-        for name in RECIPES if arguments.loss == "all" else [arguments.loss]:
-            result, detections = train(name, dataset, training_set, **settings, device=arguments.device)
-            results.append(result)
-            plot_examples(staging / f"examples_{name}.png", name, dataset, detections)
-        plot_curves(staging / "curves.png", results)
-        summary = {"data": dataset.name, "train_images": len(training_set.images), **settings, "results": results}
-        (staging / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    names = RECIPES if arguments.loss == "all" else [arguments.loss]
+    runs = [train(name, dataset, training_set, **settings, device=arguments.device) for name in names]
+    results = [result for result, _ in runs]
+    summary = {"data": dataset.name, "train_images": len(training_set.images), **settings, "results": results}
+    with staged(arguments.out) as folder:
+        (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+        plot_curves(folder / "curves.png", results)
+        for result, detections in runs:
+            plot_examples(folder / f"examples_{result['loss']}.png", result["loss"], dataset, detections)
     print(table(results))
     print(f"written to {arguments.out}: results.json, curves.png, examples_LOSS.png")
 
