@@ -1,0 +1,93 @@
+"""Every kernel compiles for every GPU that is promised, without spills, and with the instructions that were meant.
+
+In processes of their own: where Triton interprets, it does not compile.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+COMMANDS = {
+    "two": ("--arch", "sm_80", "--arch", "sm_90", "--quick"),
+    "others": ("--arch", "sm_100", "--arch", "gfx942", "--quick"),
+    "float64": ("--arch", "sm_90", "--quick", "--dtype", "float64", "--loss", "ap_loss", "--loss", "rank_sort_loss"),
+}
+# Not meant to stay: eight bytes around a division's slow path, outside of every loop, and tiles too large for float64.
+SPILLS = {
+    "sm_80": {"alrp._rank_kernel", "dr._finish_kernel", "rank_sort._error_kernel"},
+    "sm_90": {"dr._finish_kernel"},
+    "float64": {
+        "count._pairs_kernel",
+        "rank_sort._error_kernel",
+        "rank_sort._sorting_update_kernel",
+        "transport._table_kernel",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """What `kernels` finds, by architecture; float64 by itself."""
+    folder = tmp_path_factory.mktemp("kernels")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    running = {}
+    for name, arguments in COMMANDS.items():
+        command = [sys.executable, "-m", "triton_rankloss", "kernels", *arguments, "--json", str(folder / name)]
+        running[name] = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    found = {}
+    for name, process in running.items():
+        errors = process.communicate()[1]
+        assert (folder / name).exists(), errors
+        content = json.loads((folder / name).read_text())
+        found.update({"float64": content["sm_90"]} if name == "float64" else content)
+    return found
+
+
+@pytest.mark.parametrize("arch", [*ARCHS, "float64"])
+def test_every_kernel_compiles_without_a_spill(tables, arch):
+    rows = tables[arch]["kernels"]
+    assert rows
+    assert [(row["kernel"], row["used by"], row["error"]) for row in rows if "error" in row] == []
+    spilling = {row["kernel"]: row["spilled"] for row in rows if row.get("spilled")}
+    assert {kernel: spilling[kernel] for kernel in spilling.keys() - SPILLS.get(arch, set())} == {}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_kernel_is_launched_by_a_loss(tables, arch):
+    assert tables[arch]["not launched"] == []
+
+
+def loops_of(tables, kernel):
+    (row,) = [row for row in tables["sm_90"]["kernels"] if row["kernel"] == kernel]
+    if row["registers"] is None:
+        pytest.skip("Triton came without its disassembler")
+    return row["loops"]
+
+
+def test_a_pair_costs_count_two_instructions(tables):
+    # The rescaled loop: a saturating addition and an addition for each pair, and next to nothing for each negative.
+    cheapest = loops_of(tables, "count._pairs_kernel")[0]
+    assert cheapest["instructions"]["FADD.SAT"] == cheapest["pairs"] == 64
+    assert sum(cheapest["instructions"].values()) <= 2.1 * cheapest["pairs"]
+
+
+def test_a_pair_of_far_apart_positives_costs_count_three(tables):
+    loops = loops_of(tables, "count._pairs_kernel")
+    assert len(loops) == 2
+    assert sum(loops[1]["instructions"].values()) <= 3.1 * loops[1]["pairs"]
+
+
+@pytest.mark.parametrize(("loss", "bound"), [("ap_loss", 12), ("alrp_loss", 14), ("rank_sort_loss", 13)])
+def test_a_ranking_loss_launches_few_kernels(tables, loss, bound):
+    # Small inputs are bound by launches, forward and backward. Torch's own, and the copy that tells the host how many
+    # positives there are, count like ours.
+    phases = tables["sm_90"]["launches"][f"{loss}, labels"].values()
+    assert sum(len(names) for phase in phases for names in phase.values()) <= bound
