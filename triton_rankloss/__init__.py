@@ -2,6 +2,7 @@
 
 from .functional import (
     ALRPLosses as ALRPLosses,
+    RankingStatistics as RankingStatistics,
     RankSortLosses as RankSortLosses,
     alrp_loss as alrp_loss,
     ap_loss as ap_loss,
@@ -18,6 +19,7 @@ from .functional import (
     iou_balanced_focal_loss as iou_balanced_focal_loss,
     iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
     rank_sort_loss as rank_sort_loss,
+    ranking_statistics as ranking_statistics,
     task_contrastive_loss as task_contrastive_loss,
 )
 from .modules import (

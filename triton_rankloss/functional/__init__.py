@@ -26,3 +26,4 @@ from .iou_balanced import (
     iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
 )
 from .rank_sort import RankSortLosses as RankSortLosses, rank_sort_loss as rank_sort_loss
+from .statistics import RankingStatistics as RankingStatistics, ranking_statistics as ranking_statistics
