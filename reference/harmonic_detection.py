@@ -57,6 +57,14 @@ def localization_backward(
     return of_boxes, (upstream.unsqueeze(-1) * slopes).to(pred_deltas.dtype).contiguous()
 
 
+def check_localization(localization: Tensor, positions: Tensor) -> None:
+    """One localization loss, and so one box, for each positive."""
+    if localization.shape != positions.shape:
+        raise ValueError(
+            f"pred_boxes must hold one box for each of the {positions.numel()} positives; got {localization.numel()}"
+        )
+
+
 def detection_forward(
     logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, activation: str, background: int,
     weights: tuple[float, float], gamma: float, detach_factors: bool, avg_factor: float | Tensor | None,

@@ -179,4 +179,3 @@ def test_only_positives_travel(ranks):
 def test_something_else_than_a_group_is_refused():
     with pytest.raises(TypeError, match=r"group must be a .* process group or None; got str"):
         trl.ap_loss(torch.zeros(2), torch.zeros(2), group="gloo")
-

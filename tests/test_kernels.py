@@ -19,7 +19,14 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = {
     "targets": {"TARGETS_BLOCK": 16},
-    "count": {"CANDIDATES_BLOCK": 16, "PAIRS_BLOCK": 8, "POSITIVES_BLOCK": 4, "MAX_LISTS": 3, "MIN_PROGRAMS": 2},
+    "count": {
+        "CANDIDATES_BLOCK": 16,
+        "PAIRS_BLOCK": 8,
+        "POSITIVES_BLOCK": 4,
+        "POSITIVES_BLOCK_FLOAT64": 4,
+        "MAX_LISTS": 3,
+        "MIN_PROGRAMS": 2,
+    },
     "transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
     "positives": {"SUM_BLOCK": 4},
     "ap": {"TILE": 4},

@@ -89,7 +89,6 @@ def scope_of(max_positives: int | None, group: "ProcessGroup | None") -> tuple[i
     return None, name
 
 
-
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of `choices`."""
     if value not in choices:

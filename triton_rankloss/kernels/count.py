@@ -38,6 +38,7 @@ from .targets import TRITON_DTYPE, Positives, Scopes, finite_scores, load_candid
 # registers, so that loading and rescaling the scores is under 5 % of the instructions of a tile.
 PAIRS_BLOCK = 128
 POSITIVES_BLOCK = 64
+POSITIVES_BLOCK_FLOAT64 = 16  # its sums and scores take two registers each: with 64 they spilled
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
 MAX_RESCALED = tl.constexpr(16.0)  # rounding of p' up to here moves H by at most 2**-20 in float32
 MIN_PROGRAMS = 2048  # of _pairs_kernel: at 3 programs a multiprocessor (its registers), 5 rounds of an H200
@@ -203,7 +204,8 @@ def count(scopes: Scopes, positives: Positives, delta: float) -> Tensor:
     blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
     num_lists = triton.cdiv(num_blocks, blocks_per_list)
     list_capacity = blocks_per_list * CANDIDATES_BLOCK
-    num_tiles = triton.cdiv(num_positives, POSITIVES_BLOCK)
+    tile = POSITIVES_BLOCK_FLOAT64 if above.dtype == torch.float64 else POSITIVES_BLOCK
+    num_tiles = triton.cdiv(num_positives, tile)
     # Enough programs to fill a GPU; more only as long as their sums stay small beside the logits.
     num_partials = max(triton.cdiv(MIN_PROGRAMS, num_tiles), scopes.num_candidates // (32 * num_positives))
     lists_per_program = triton.cdiv(num_lists, num_partials)
@@ -216,7 +218,7 @@ def count(scopes: Scopes, positives: Positives, delta: float) -> Tensor:
     partial = torch.empty(num_partials * num_positives, dtype=dtype, device=device)
     _, scores, offsets = positives
     half_inverse_delta = 0.5 / delta if delta > 0 else 0.0
-    constants = {"TILE": POSITIVES_BLOCK, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[dtype]}
+    constants = {"TILE": tile, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[dtype]}
     _list_kernel[num_lists, scopes.num_scopes](
         scopes.logits, scopes.targets, scores, offsets, lists, num_listed, lines, scopes.num_candidates, list_capacity,
         delta, BLOCK=CANDIDATES_BLOCK, NUM_CLASSES=scopes.num_classes, LABELS=scopes.labels, **constants,

@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 64  # positives per program, and per step of its loop: 32 pairs a thread
+# Positives per program, and per step of its loop: 8 pairs a thread, so that four sums of them stay in registers, in
+# float64 too. With 64, Rank & Sort spilled.
+TILE = 32
 SUM_BLOCK = 1024
 
 

@@ -38,7 +38,7 @@ def num_programs_of(num_rows: int, tile: dict[str, int]) -> int:
 
 
 @triton.jit
-def _load(logits_ptr, rows, used, start, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
+def load_channels(logits_ptr, rows, used, start, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
     """(channels [COLS] from start, logits [ROWS, COLS]): 0 in rows that are not used, -inf behind the last channel."""
     c = start + tl.arange(0, COLS)
     at = logits_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]
@@ -47,13 +47,13 @@ def _load(logits_ptr, rows, used, start, COLS: tl.constexpr, NUM_CHANNELS: tl.co
 
 
 @triton.jit
-def _log_sum_exp(logits_ptr, rows, used, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
+def log_sum_exp(logits_ptr, rows, used, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
     """(m, t) of rows [ROWS]."""
-    _, x = _load(logits_ptr, rows, used, 0, COLS, NUM_CHANNELS, COMPUTE)
+    _, x = load_channels(logits_ptr, rows, used, 0, COLS, NUM_CHANNELS, COMPUTE)
     m = tl.max(x, 1)
     t = tl.sum(exponential(x - m[:, None]), 1)
     for start in range(COLS, NUM_CHANNELS, COLS):
-        _, x = _load(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
+        _, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
         larger = tl.maximum(m, tl.max(x, 1))
         t = t * exponential(m - larger) + tl.sum(exponential(x - larger[:, None]), 1)
         m = larger
@@ -65,7 +65,7 @@ def cross_entropy(
     logits_ptr, rows, labels, used, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr
 ):
     """l of the used rows [ROWS]; others are not read."""
-    m, t = _log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
+    m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
     named = used & (labels < NUM_CHANNELS)
     own = finite(tl.load(logits_ptr + rows * NUM_CHANNELS + labels, mask=named, other=0), COMPUTE)
     return tl.where(named | (used == 0), m - own + tl.log(t), float("nan"))
@@ -79,10 +79,10 @@ def store_gradient(
     """Gradient of the rows that are there: factors [ROWS] dl/dx, 0 in rows that are not used."""
     factors = tl.where(labels < NUM_CHANNELS, factors, float("nan"))
     used = used & (factors != 0)
-    m, t = _log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
+    m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
     inverse = 1 / t
     for start in range(0, NUM_CHANNELS, COLS):
-        c, x = _load(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
+        c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
         slopes = exponential(x - m[:, None]) * inverse[:, None] - (c[None, :] == labels[:, None]).to(COMPUTE)
         gradient = tl.where(used[:, None], factors[:, None] * slopes, 0).to(gradient_ptr.dtype.element_ty)
         at = gradient_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.harmonic import positions_of
 from ..reference.targets import are_labels, result_dtype
 from .terms import bounded
 
@@ -194,6 +195,13 @@ def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
         COMPUTE=TRITON_DTYPE[result_dtype(logits)], **forms,
     )  # fmt: skip
     return positives
+
+
+def positive_positions(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
+    """Flat positions of the positives; softmax labels, which come with a `background`, are few, and listed by torch."""
+    if background is not None:
+        return positions_of(logits, targets, background)
+    return find_positives(scopes_of(logits, targets, per_image=False), None).positions
 
 
 def pad_to_bound(values: Tensor, max_positives: int) -> Tensor:

@@ -78,10 +78,7 @@ def detection_loss(
     scale = 1 / avg_factor; weights: scale times the derivatives of the harmonic loss of each positive in its
     classification loss and in its localization loss.
     """
-    if localization.shape != positions.shape:
-        raise ValueError(
-            f"pred_boxes must hold one box for each of the {positions.numel()} positives; got {localization.numel()}"
-        )
+    reference.check_localization(localization, positions)
     avg_factor = avg_number if avg_tensor is None else avg_tensor
     weights = (negative_weight, positive_weight)
     return reference.detection_forward(
@@ -142,6 +139,8 @@ def _detection_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Ten
 register_launcher(localization_loss, "harmonic", "localization_loss")
 register_launcher(localization_loss_backward, "harmonic", "localization_loss_backward")
 localization_loss.register_autograd(_localization_backward, setup_context=_localization_context)
+register_launcher(detection_loss, "harmonic_detection", "forward")
+register_launcher(detection_loss_backward, "harmonic_detection", "backward")
 detection_loss.register_autograd(_detection_backward, setup_context=_detection_context)
 once_differentiable(localization_loss_backward)
 once_differentiable(detection_loss_backward)

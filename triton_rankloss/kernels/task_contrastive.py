@@ -1,0 +1,177 @@
+"""Task-contrastive loss on the GPU: rows of the positives' anchors, one pass each way.
+
+    t = r w,   r = max(0, |p - u| - margin),   w = 1 / (1 + exp(H))
+    dt/dx_c = g dp/dx_c - r w (1 - w) dH/dx_c,   dt/du = -g,   g = w [r > 0] sign(p - u)
+with p the probability of the positive's channel, u its IoU, H the entropy of the prediction at its anchor.
+    sigmoid    H = sum_c log1p(e_c) + |x_c| sigmoid(-|x_c|), e = exp(-|x|);   dH/dx_c = -x_c sigmoid'(x_c)
+               dp/dx_c = [c = own] sigmoid'(x_c)
+    softmax    m, t: softmax.py;   log p_c = x_c - m - log t;   H = log t - sum_c exp(x_c - m) (x_c - m) / t
+               dH/dx_c = -p_c (log p_c + H),   dp/dx_c = p ([c = own] - p_c)
+
+    symbol               meaning
+    i                    positives, listed by position: those of one anchor, of which dense targets may have several,
+                         follow each other; the first of them owns the row, and adds up what all of them give it
+    bump                 upstream g sigmoid'(x) for sigmoid, upstream g p for softmax: what goes to the own channel
+
+    owner of outputs     program t: losses, gradients of the IoU, and rows, of the positives in tile t
+    accumulation         float32 (float64 where logits or IoU are float64)
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.targets import check_per_positive
+from ..reference.terms import widest_dtype
+from .rows import rounded
+from .softmax import load_channels, log_sum_exp, tile_of
+from .targets import TRITON_DTYPE
+from .terms import exponential, finite, log1p, number, reciprocal
+
+
+@triton.jit
+def _sigmoid(x):
+    """(exp(-|x|), sigmoid(-|x|), the derivative of sigmoid)."""
+    e = exponential(-tl.abs(x))
+    r = reciprocal(1 + e)
+    return e, e * r, e * r * r
+
+
+@triton.jit
+def _entropy(
+    logits_ptr, rows, used,
+    SOFTMAX: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """(H, m + log t, or 0 for sigmoid) of rows [ROWS]."""
+    sums = tl.zeros(rows.shape, COMPUTE)
+    if SOFTMAX:
+        m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
+        for start in range(0, NUM_CHANNELS, COLS):
+            c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
+            below = tl.where((c < NUM_CHANNELS)[None, :], x - m[:, None], 0)
+            sums += tl.sum(exponential(x - m[:, None]) * below, 1)
+        return tl.log(t) - sums / t, m + tl.log(t)
+    for start in range(0, NUM_CHANNELS, COLS):
+        c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
+        x = tl.where((c < NUM_CHANNELS)[None, :], x, 0)
+        e, tail, _ = _sigmoid(x)
+        entropy = tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
+        sums += tl.sum(entropy, 1)
+    return sums, tl.zeros(rows.shape, COMPUTE)
+
+
+@triton.jit
+def _positives(
+    logits_ptr, iou_ptr, i, positions, mask, log_total, margin, SOFTMAX: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """(r, sign(p - u) where r > 0 else 0, sigmoid'(x) or p) of the positives i."""
+    x = finite(tl.load(logits_ptr + positions, mask=mask, other=0), COMPUTE)
+    if SOFTMAX:
+        p = exponential(x - log_total)
+        slope = p
+    else:
+        _, tail, slope = _sigmoid(x)
+        p = tl.where(x < 0, tail, 1 - tail)
+    offset = p - tl.load(iou_ptr + i, mask=mask, other=0).to(COMPUTE)
+    excess = tl.abs(offset) - margin
+    sign = tl.where(excess > 0, tl.where(offset < 0, -1.0, 1.0), 0.0)
+    return tl.where(excess < 0, 0, excess), sign, slope  # NaN stays
+
+
+@triton.jit
+def _forward_kernel(
+    logits_ptr, positions_ptr, iou_ptr, losses_ptr, num_positives, margin: tl.float64,
+    SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Losses of a tile of positives."""
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = i < num_positives
+    positions = tl.load(positions_ptr + i, mask=there, other=0)
+    entropy, log_total = _entropy(
+        logits_ptr, positions // NUM_CHANNELS, there, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE
+    )  # fmt: skip
+    r, _, _ = _positives(logits_ptr, iou_ptr, i, positions, there, log_total, number(margin, COMPUTE), SOFTMAX, COMPUTE)
+    tl.store(losses_ptr + i, r / (1 + exponential(entropy)), mask=there)
+
+
+@triton.jit
+def _gradient_kernel(
+    logits_ptr, positions_ptr, iou_ptr, upstream_ptr, gradient_ptr, of_iou_ptr, num_positives, margin: tl.float64,
+    SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the IoU of a tile of positives, and of the rows that they own."""
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there, margin = i < num_positives, number(margin, COMPUTE)
+    positions = tl.load(positions_ptr + i, mask=there, other=-1)
+    rows = positions // NUM_CHANNELS
+    before = tl.load(positions_ptr + i - 1, mask=there & (i > 0), other=-NUM_CHANNELS) // NUM_CHANNELS
+    owner = there & (before != rows)
+    entropy, log_total = _entropy(logits_ptr, rows, there, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    w = 1 / (1 + exponential(entropy))
+
+    r, sign, slope = _positives(logits_ptr, iou_ptr, i, positions, there, log_total, margin, SOFTMAX, COMPUTE)
+    upstream = tl.load(upstream_ptr + i, mask=there, other=0).to(COMPUTE)
+    of_iou = -upstream * w * sign
+    tl.store(of_iou_ptr + i, rounded(of_iou, of_iou_ptr), mask=there)
+
+    for start in range(0, NUM_CHANNELS, COLS):
+        c, x = load_channels(logits_ptr, rows, owner, start, COLS, NUM_CHANNELS, COMPUTE)
+        excess = tl.zeros([ROWS], COMPUTE)
+        total_bump = tl.zeros([ROWS], COMPUTE)
+        gradient = tl.zeros([ROWS, COLS], COMPUTE)
+        k, mine = i, owner
+        while tl.max(mine.to(tl.int32)) > 0:
+            position = tl.load(positions_ptr + k, mask=mine, other=0)
+            r, sign, slope = _positives(
+                logits_ptr, iou_ptr, k, position, mine, log_total, margin, SOFTMAX, COMPUTE
+            )  # fmt: skip
+            upstream = tl.load(upstream_ptr + k, mask=mine, other=0).to(COMPUTE)
+            bump = tl.where(mine, upstream * w * sign * slope, 0)
+            excess += tl.where(mine, upstream * r, 0)
+            total_bump += bump
+            channel = (position - rows * NUM_CHANNELS)[:, None]
+            gradient += tl.where(c[None, :] == channel, bump[:, None], 0)
+            k += 1
+            following = tl.load(positions_ptr + k, mask=mine & (k < num_positives), other=-1)
+            mine = mine & (k < num_positives) & (following // NUM_CHANNELS == rows)
+        spread = (excess * w * (1 - w))[:, None]
+        if SOFTMAX:
+            log_p = x - log_total[:, None]
+            p = exponential(log_p)
+            gradient += p * (spread * (log_p + entropy[:, None]) - total_bump[:, None])
+        else:
+            gradient += spread * x * _sigmoid(x)[2]
+        at = gradient_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]
+        mask = owner[:, None] & (c < NUM_CHANNELS)[None, :]
+        tl.store(at, rounded(gradient, gradient_ptr), mask=mask)
+
+
+def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
+    """t [P] of the positives at flat `positions`, with their IoU [P]."""
+    check_per_positive(iou, positions, "iou")
+    dtype = widest_dtype(logits, iou)
+    losses = torch.empty(iou.shape, dtype=dtype, device=iou.device)
+    if iou.numel() > 0:
+        tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
+        _forward_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
+            logits.contiguous(), positions.contiguous(), iou.contiguous(), losses, iou.numel(), margin,
+            SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[dtype], **tile,
+        )  # fmt: skip
+    return losses
+
+
+def backward(
+    logits: Tensor, positions: Tensor, iou: Tensor, upstream: Tensor, margin: float, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `logits` and `iou`."""
+    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    of_iou = torch.empty_like(iou, memory_format=torch.contiguous_format)
+    if iou.numel() > 0:
+        tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
+        _gradient_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
+            logits.contiguous(), positions.contiguous(), iou.contiguous(), upstream.contiguous(), gradient, of_iou,
+            iou.numel(), margin, SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[widest_dtype(logits, iou)],
+            **tile,
+        )  # fmt: skip
+    return gradient, of_iou
