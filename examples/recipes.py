@@ -94,7 +94,8 @@ class DR(Recipe):
     """DR Loss, ranked within each image as in its paper.
 
     It compares probabilities p, so a logit's gradient carries p (1 - p): from a prior of 0.01 and at the others'
-    learning rate, classes with few positives sink before they have learned anything.
+    learning rate, classes with few positives sink before they have learned anything. The mean over an image's
+    positives also favours its frequent classes: on blood cells it lags in the one of 7 % of the boxes alone.
     """
 
     learning_rate = 2e-3
@@ -119,7 +120,11 @@ class IoUBalanced(Recipe):
 
 
 class Harmonic(Recipe):
-    """Harmonic loss: class and box in one, coupled by their harmonic factors; focal terms, as for a dense head."""
+    """Harmonic loss: class and box in one, coupled by their harmonic factors; focal terms, as for a dense head.
+
+    Smooth L1 sums four deltas and outweighs the focal terms: boxes come first, classes later. Without the deltas it is
+    the other way round, better after 7 epochs of digits and worse after 15 of blood cells.
+    """
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """The whole."""

@@ -1,7 +1,7 @@
 """Statistics of a ranking, for logs: out of what the loss has kept for backward, without a second pass."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss must be a tensor; got {type(loss).__name__}")
-    node = loss.grad_fn
+    node: Any = loss.grad_fn
     if node is None or "triton_rankloss" not in node.name() or not hasattr(node, "delta"):
         raise ValueError(
             "loss must be what ap_loss, alrp_loss (classification) or rank_sort_loss returned for logits that require "

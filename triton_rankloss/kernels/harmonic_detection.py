@@ -19,6 +19,8 @@ programs take them by the list afterwards, and nobody has to know the place of a
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -209,7 +211,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, scale [], weights [2, P])."""
     check_localization(localization, positions)
-    kind = {"dtype": result_dtype(logits), "device": logits.device}
+    kind: Any = {"dtype": result_dtype(logits), "device": logits.device}
     num_positives, softmax = positions.numel(), activation == "softmax"
     weights = torch.empty(2, num_positives, **kind)
     listed = positions.contiguous(), localization.contiguous()
