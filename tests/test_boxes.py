@@ -143,7 +143,7 @@ def test_by_hand(kind, box, expected, device):
     upstream = torch.ones(1, dtype=torch.float64, device=device)
     loss, gradient1, gradient2 = gradients_of(LOSSES[kind], boxes1, boxes2, upstream, eps=1e-300)
     assert loss.item() == pytest.approx(expected[kind], rel=1e-6, abs=1e-15)
-    swapped, *_ = gradients_of(LOSSES[kind], boxes2, boxes1, upstream, eps=1e-300)
+    swapped = LOSSES[kind](boxes2, boxes1, eps=1e-300)
     assert swapped.item() == pytest.approx(loss.item(), abs=1e-15)
     assert gradient1.isfinite().all()
     assert gradient2.isfinite().all()

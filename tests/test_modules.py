@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from cases import relative_error
 
 import triton_rankloss as trl
+from triton_rankloss.cli.dispatch import on_reference
 
 # Two positives. Boxes 1: IoU 1/2, enclosing box = the larger one, so GIoU = 1/2; boxes 2 are equal.
 PRED = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 3.0, 3.0]])
@@ -79,6 +81,35 @@ def test_rank_sort_takes_targets_from_boxes_and_balances(batch, device):
     assert loss.box_weight.item() == pytest.approx(4 * (ranking + sorting).item(), rel=1e-6)
     losses.box.backward()
     assert pred.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "kinds"), [(trl.ALRPLoss, ["giou", "giou"]), (trl.RankSortLoss, ["iou", "giou", "giou"])]
+)
+def test_boxes_go_through_the_fused_kernels(module, kinds, device, interpreted, monkeypatch):
+    """The loss, and the gradients of logits and boxes, are those of the reference from end to end."""
+    logits, targets = torch.randn(40, device=device), (torch.arange(40, device=device) % 5 == 0).float()
+    target = torch.cat([corner := 6 * torch.rand(8, 2), corner + 1 + 3 * torch.rand(8, 2)], 1).to(device)
+    pred = target + torch.randn(8, 4, device=device) / 4
+    launched = []
+    if interpreted or device.type == "cuda":
+        from triton_rankloss.kernels import boxes
+
+        for launch in (boxes.box_loss, boxes.box_loss_backward):
+            monkeypatch.setattr(boxes, launch.__name__, lambda *a, launch=launch: launched.append(a[-3]) or launch(*a))
+
+    def run():
+        leaves = logits.clone().requires_grad_(), pred.clone().requires_grad_()
+        losses = module().to(device)(leaves[0], targets, pred_boxes=leaves[1], target_boxes=target)
+        return *losses, *torch.autograd.grad(sum(losses), leaves)
+
+    actual = run()
+    assert launched == (kinds if interpreted or device.type == "cuda" else [])
+    with on_reference(device.type):
+        expected = run()
+    assert len(launched) == len(kinds) or not launched
+    for value, wanted in zip(actual, expected):
+        assert relative_error(value, wanted) < 1e-5
 
 
 def test_without_positives(device):
