@@ -60,7 +60,8 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
             "loss must be what ap_loss, alrp_loss (classification) or rank_sort_loss returned for logits that require "
             f"a gradient, itself; got a tensor from {'no differentiable operation' if node is None else node.name()}"
         )
-    logits, _, positions, scores, weights, updates, offsets = node.saved_tensors[:7]
+    saved: Any = node  # torch's type of a node lacks its saved tensors
+    logits, _, positions, scores, weights, updates, offsets = saved.saved_tensors[:7]
     bounds = offsets.tolist()
     num_positives = bounds[-1]
     dtype = accumulation_dtype(logits)
