@@ -207,11 +207,10 @@ def forward(
     per_image: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, state)."""
-    dtype = result_dtype(logits)
-    loss = logits.new_zeros((), dtype=dtype)
-    state = logits.new_zeros((2, 3, logits.shape[0] if per_image else 1), dtype=dtype)
+    dtype, num_states = result_dtype(logits), logits.shape[0] if per_image else 1
     if logits.numel() == 0:
-        return loss, state
+        return logits.new_zeros((), dtype=dtype), logits.new_zeros((2, 3, num_states), dtype=dtype)
+    loss, state = logits.new_empty((), dtype=dtype), logits.new_empty((2, 3, num_states), dtype=dtype)
     scopes = scopes_of(logits, targets, per_image)
     num_scopes = scopes.num_scopes
     num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // num_scopes))
@@ -224,7 +223,7 @@ def forward(
     tile = triton.next_power_of_2(num_scopes)
     _finish_kernel[1,](
         partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau,
-        ROWS=max(1, MAX_PROGRAMS // tile), SCOPES=tile,
+        ROWS=max(1, 512 // tile), SCOPES=tile,
     )  # fmt: skip
     return loss, state
 
