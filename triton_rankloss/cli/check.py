@@ -203,5 +203,5 @@ def _number(value: float | None) -> str:
 
 
 def _line(*columns: str) -> str:
-    widths = (31, 23, 8, 29, 8, 8, 10, 9, 6, 6, 0)
+    widths = (31, 23, 8, 31, 8, 8, 10, 9, 6, 6, 0)
     return " ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True)).rstrip()

@@ -66,7 +66,7 @@ def operators_of(case: Case) -> list[CustomOpDef]:
 def implementation(used: list[CustomOpDef], device: torch.device) -> str:
     """What runs on a device for a loss that uses these operators."""
     launched = [launcher(operator, device.type) is not None for operator in used]
-    kernels = "Triton kernels, interpreted" if device.type == "cpu" else "Triton kernels"
+    kernels = "Triton, interpreted" if device.type == "cpu" else "Triton"
     if all(launched):
         return kernels
-    return f"{kernels} and reference" if any(launched) else "reference"
+    return f"{kernels} + reference" if any(launched) else "reference"

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         for case in cases(form, SIZES["tiny"], torch.device("cpu")):
             used.setdefault(case.loss, set()).update(operators_of(case))
     width = max(map(len, used)) + 2
-    columns = {device: max(31, len(str(device))) for device in found}
+    columns = {device: max(33, len(str(device))) for device in found}
     print("loss".ljust(width) + "".join(str(device).ljust(w) for device, w in columns.items()).rstrip())
     for loss, operators in used.items():
         kinds = (implementation(list(operators), device).ljust(w) for device, w in columns.items())
