@@ -166,7 +166,7 @@ finally:
     open({str(tmp_path / "found")!r}, "w").write("something")
 """
     # Long enough for an interpreter to start on a busy machine.
-    outcome = gpu_run.run(python(code, 5), 5, tmp_path / "log", dict(os.environ))
+    outcome = gpu_run.run(python(code, 20), 20, tmp_path / "log", dict(os.environ))
     assert outcome.status == "out of time"
     assert (tmp_path / "found").read_text() == "something"
 
