@@ -130,9 +130,11 @@ SASS = """
 
 def test_innermost_loops_of_machine_code():
     pytest.importorskip("triton")
-    from triton_rankloss.cli.machine_code import innermost_loops
+    from triton_rankloss.cli.machine_code import innermost_loops, unrolled
 
     assert innermost_loops(SASS) == [{"FFMA.SAT": 1, "FADD.SAT": 1}]
+    assert unrolled({"FADD": 65, "FADD.SAT": 64, "FMUL": 1}, 64) == 1
+    assert unrolled({"FADD": 64, "FFMA.SAT": 32}, 8) == 4
 
 
 def python(code: str, limit: float, name: str = "step", needs: tuple = ()) -> gpu_run.Step:

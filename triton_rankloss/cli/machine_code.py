@@ -38,7 +38,7 @@ class Resources(NamedTuple):
 class Loop(NamedTuple):
     """An innermost loop over pairs."""
 
-    pairs: int  # of a thread in one iteration, if the compiler has not unrolled it
+    pairs: int  # of a thread in one iteration
     instructions: dict[str, int]  # FP32, by name
 
     def __str__(self) -> str:
@@ -77,8 +77,13 @@ def pair_loops(name: str, kernel: Any) -> list[Loop]:
     if constants["COMPUTE"] == tl.float64:
         return []
     pairs = math.prod(constants[side] for side in PAIRS[name]) // (32 * kernel.metadata.num_warps)
-    loops = [Loop(pairs, fp32) for fp32 in innermost_loops(sass) if sum(fp32.values()) >= pairs]
+    loops = [Loop(pairs * unrolled(fp32, pairs), fp32) for fp32 in innermost_loops(sass) if sum(fp32.values()) >= pairs]
     return sorted(loops, key=lambda loop: sum(loop.instructions.values()))
+
+
+def unrolled(instructions: dict[str, int], pairs: int) -> int:
+    """How many iterations of the source are one of the machine's: of some kind, a pair takes a single instruction."""
+    return max(1, min((n for n in instructions.values() if n >= pairs), default=pairs) // pairs)
 
 
 def innermost_loops(sass: str) -> list[dict[str, int]]:

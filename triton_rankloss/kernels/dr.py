@@ -119,26 +119,36 @@ def _sums_kernel(
 
 
 @triton.jit
-def _mean(partial_ptr, num_scopes, num_programs, rate, default, ROWS: tl.constexpr, SCOPES: tl.constexpr):
+def _mean(
+    partial_ptr, num_scopes, num_programs, rate, default,
+    SHIFTED: tl.constexpr, ROWS: tl.constexpr, SCOPES: tl.constexpr,
+):  # fmt: skip
     """(has any, mean, sum of exp(k (p - mean)) or 1 if there is none) of every scope, in float64."""
     stride = tl.cast(num_scopes, tl.int64) * num_programs
     s = tl.arange(0, SCOPES)[None, :]
-    exponent = tl.full([SCOPES], float("-inf"), tl.float64)
-    for start in range(0, num_programs, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]
-        mask = (row < num_programs) & (s < num_scopes)
-        shift = tl.load(partial_ptr + s * num_programs + row, mask=mask, other=0).to(tl.float64)
-        exponent = tl.maximum(exponent, tl.max(tl.where(mask, rate * shift, float("-inf")), 0))
-    total = tl.zeros([SCOPES], tl.float64)
-    weighted = tl.zeros([SCOPES], tl.float64)
+    exponent = tl.zeros([SCOPES], tl.float64)
+    if SHIFTED:
+        exponent += float("-inf")
+        for start in range(0, num_programs, ROWS):
+            row = start + tl.arange(0, ROWS)[:, None]
+            mask = (row < num_programs) & (s < num_scopes)
+            shift = tl.load(partial_ptr + s * num_programs + row, mask=mask, other=0).to(tl.float64)
+            exponent = tl.maximum(exponent, tl.max(tl.where(mask, rate * shift, float("-inf")), 0))
+    totals = tl.zeros([ROWS, SCOPES], tl.float64)
+    weighteds = tl.zeros([ROWS, SCOPES], tl.float64)
     for start in range(0, num_programs, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         mask = (row < num_programs) & (s < num_scopes)
         at = partial_ptr + s * num_programs + row
-        shift = tl.load(at, mask=mask, other=0).to(tl.float64)
-        kept = tl.where(mask, tl.exp2(rate * shift - exponent[None, :]), 0)
-        total += tl.sum(kept * tl.load(at + stride, mask=mask, other=0).to(tl.float64), 0)
-        weighted += tl.sum(kept * tl.load(at + 2 * stride, mask=mask, other=0).to(tl.float64), 0)
+        total = tl.load(at + stride, mask=mask, other=0).to(tl.float64)
+        weighted = tl.load(at + 2 * stride, mask=mask, other=0).to(tl.float64)
+        if SHIFTED:
+            shift = tl.load(at, mask=mask, other=0).to(tl.float64)
+            kept = tl.where(mask, tl.exp2(rate * shift - exponent[None, :]), 0)
+            total, weighted = total * kept, weighted * kept
+        totals += total
+        weighteds += weighted
+    total, weighted = tl.sum(totals, 0), tl.sum(weighteds, 0)
     has_any = total != 0  # NaN is any
     mean = tl.where(has_any, 0.5 + weighted / tl.where(has_any, total, 1), default)
     # Relative to the mean as backward will read it, which is in the dtype of the state.
@@ -149,24 +159,24 @@ def _mean(partial_ptr, num_scopes, num_programs, rate, default, ROWS: tl.constex
 @triton.jit
 def _finish_kernel(
     partial_ptr, loss_ptr, state_ptr, num_scopes, num_programs,
-    positive_rate: tl.float64, negative_rate: tl.float64, margin: tl.float64, sharpness: tl.float64, tau: tl.float64,
-    ROWS: tl.constexpr, SCOPES: tl.constexpr,
+    positive_rate: tl.float64, negative_rate: tl.float64, margin: tl.float64, sharpness: tl.float64, scale: tl.float64,
+    SHIFTED: tl.constexpr, ROWS: tl.constexpr, SCOPES: tl.constexpr,
 ):  # fmt: skip
     """Loss and state."""
     any_positive, positive_mean, positive_total = _mean(
-        partial_ptr, num_scopes, num_programs, positive_rate, 1.0, ROWS, SCOPES
+        partial_ptr, num_scopes, num_programs, positive_rate, 1.0, SHIFTED, ROWS, SCOPES
     )
     of_negatives_ptr = partial_ptr + 3 * tl.cast(num_scopes, tl.int64) * num_programs
     any_negative, negative_mean, negative_total = _mean(
-        of_negatives_ptr, num_scopes, num_programs, negative_rate, 0.0, ROWS, SCOPES
+        of_negatives_ptr, num_scopes, num_programs, negative_rate, 0.0, SHIFTED, ROWS, SCOPES
     )
     counts = (any_positive | any_negative).to(tl.float64)
     share = counts / tl.maximum(tl.sum(counts), 1)
     excess = sharpness * (negative_mean - positive_mean + margin)
     e = tl.exp(-tl.abs(excess))
     softplus = tl.maximum(excess, 0) + log1p(e)
-    tl.store(loss_ptr, tl.sum(share * softplus) * tau / sharpness)
-    slope = share * tau * tl.where(excess < 0, e, 1) / (1 + e)
+    tl.store(loss_ptr, tl.sum(share * softplus) * scale)
+    slope = share * sharpness * scale * tl.where(excess < 0, e, 1) * reciprocal(1 + e)
     s = tl.arange(0, SCOPES)
     mask = s < num_scopes
     tl.store(state_ptr + s, -slope / positive_total, mask=mask)
@@ -215,15 +225,16 @@ def forward(
     num_scopes = scopes.num_scopes
     num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // num_scopes))
     partial = torch.empty(6 * num_scopes * num_programs, dtype=dtype, device=logits.device)
+    shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
     _sums_kernel[num_programs, num_scopes](
         scopes.logits, scopes.targets, partial, scopes.num_candidates, *rates,
-        BLOCK=BLOCK, SHIFTED=max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED, **scopes.arguments(),
+        BLOCK=BLOCK, SHIFTED=shifted, **scopes.arguments(),
     )  # fmt: skip
     tile = triton.next_power_of_2(num_scopes)
     _finish_kernel[1,](
-        partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau,
-        ROWS=max(1, 512 // tile), SCOPES=tile,
+        partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau / L,
+        SHIFTED=shifted, ROWS=max(1, MAX_PROGRAMS // tile), SCOPES=tile,
     )  # fmt: skip
     return loss, state
 

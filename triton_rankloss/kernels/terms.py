@@ -62,7 +62,7 @@ def log1p(e):
     """log(1 + e) for e in [0, 1], to the last digits."""
     if e.dtype == tl.float64:
         u = 1 + e
-        return tl.log(u) + (e - (u - 1)) / u
+        return tl.log(u) + (e - (u - 1)) * reciprocal(u)
     p = e * 0.005232693627476692 - 0.02950523979961872
     p = p * e + 0.07822596281766891
     p = p * e - 0.13663247227668762
