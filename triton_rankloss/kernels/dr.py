@@ -150,7 +150,7 @@ def _mean(
         weighteds += weighted
     total, weighted = tl.sum(totals, 0), tl.sum(weighteds, 0)
     has_any = total != 0  # NaN is any
-    mean = tl.where(has_any, 0.5 + weighted / tl.where(has_any, total, 1), default)
+    mean = tl.where(has_any, 0.5 + weighted * (1 / tl.where(has_any, total, 1)), default)
     # Relative to the mean as backward will read it, which is in the dtype of the state.
     total *= tl.exp2(exponent - rate * (mean.to(partial_ptr.dtype.element_ty).to(tl.float64) - 0.5))
     return has_any, mean, tl.where(has_any, total, 1)
