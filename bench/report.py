@@ -32,7 +32,7 @@ def page(results: Results, plots: dict[str, str]) -> str:
     if pointwise:
         parts += ["## Losses that take every logit once, forward + backward", *figure(plots, "pointwise")]
         parts += ratios(results, pointwise, "Ratios as above; `torchvision-focal` is another loss, the yardstick.")
-    parts += ahead(results)
+    parts += [*training(results), *ranks(results), *ahead(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -147,6 +147,58 @@ def _exponent(rows: list[Row], peer: str, axis: str, kind: str) -> str:
     points = sorted((r.info["at"], value(r, kind)) for r in rows if r.peer == peer and r.info["axis"] == axis)
     upper = points[len(points) // 2 - 1 :] if len(points) > 2 else []
     return f"{exponent(upper):.2f}" if len(upper) > 1 else ""
+
+
+def training(results: Results) -> list[str]:
+    """The share of a training step that the loss takes."""
+    table = [["loss", "implementation", "loss, ms", "step, ms", "share", "images/s", "peak memory, MB"]]
+    sizes = []
+    steps = {(row.case, row.peer): row for row in results.of("step", axis="training")}
+    for row in results.of("loss", axis="training"):
+        step = steps[row.case, row.peer]
+        sizes.append(
+            f"{row.workload}: {row.info['images']} images, {_count(row.info['logits'])} logits, "
+            f"{_count(row.info['positives'])} positives."
+        )
+        name = f"{row.workload}, {NAMES[row.loss]}"
+        share, speed = row.median / step.median, row.info["images"] / step.median
+        memory = f"{row.info['extra_memory'] / 1e6:.0f}"
+        table.append([name, row.peer, _milliseconds(row), _milliseconds(step), f"{share:.0%}", f"{speed:.3g}", memory])
+    if not sizes:
+        return []
+    explained = (
+        "A step of AdamW, with an L1 loss of the boxes, weights as they begin; `torchvision-focal` in place of the "
+        "ranking loss is the yardstick. Loss: its forward and backward, down to the logits. " + " ".join(
+            dict.fromkeys(sizes)
+        )
+    )  # fmt: skip
+    return ["## End to end", explained, markdown(table)]
+
+
+def ranks(results: Results) -> list[str]:
+    """What a process group adds, by number of ranks."""
+    rows = results.of(axis="ranks")
+    if not rows:
+        return []
+    head = [
+        "ranks",
+        "positives of all",
+        "ms of a rank",
+        "without group",
+        "bytes a rank sends",
+        "logits of a rank, bytes",
+    ]
+    table = [head]
+    for row in rows:
+        info = row.info
+        alone, logits = f"{1e3 * info['without_group']:.3g}", _count(4 * info["logits"])
+        sizes = [str(info["at"]), _count(info["positives"])]
+        table.append([*sizes, _milliseconds(row), alone, _count(info["bytes"]), logits])
+    explained = (
+        "AP Loss, forward and backward, over gloo processes of one thread, 16 images each. Milliseconds are processor "
+        "time of a rank: there are more ranks than cores. Without a group every rank ranks its own images alone."
+    )
+    return ["## Over many ranks", explained, markdown(table)]
 
 
 def ahead(results: Results) -> list[str]:

@@ -44,14 +44,18 @@ class Cases:
         }
 
     def report(self, benchmark, peer: str, phase: str) -> None:
-        """Hand what `peer` took to the fixture `benchmark`; a red check reports no speed."""
-        result = self.results[peer]
-        if result.failure is not None:
-            benchmark.skipped = True
-            raise RedCheckError(f"{peer}: {result.failure}")
-        benchmark.group = " ".join([*self.key, phase])
-        benchmark.extra_info |= {**self.info, "peer": peer, "phase": phase, **result.info()}
-        benchmark.pedantic(REPLAY.run, rounds=REPLAY.load(result.durations(phase)))
+        """Hand what `peer` took to the fixture `benchmark`."""
+        hand_over(benchmark, self.results[peer], peer, phase, self.info)
+
+
+def hand_over(benchmark, result: Result, peer: str, phase: str, info: Info) -> None:
+    """Give samples to the fixture `benchmark`; a red check reports no speed."""
+    if result.failure is not None:
+        benchmark.skipped = True
+        raise RedCheckError(f"{peer}: {result.failure}")
+    benchmark.group = f"{info['loss']} {info['workload']} {phase}"
+    benchmark.extra_info |= {**info, "peer": peer, "phase": phase, **result.info()}
+    benchmark.pedantic(REPLAY.run, rounds=REPLAY.load(result.durations(phase)))
 
 
 def groups_of(problem: object) -> list:

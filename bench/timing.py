@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,20 +49,26 @@ def run_once(loss: Loss, problem, clock: Callable[[], float] = time.perf_counter
 
 
 def take_turns(
-    losses: dict[str, Loss], problems: Sequence, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> tuple[dict[str, list[list[Sample]]], float]:
+    losses: dict[str, Loss],
+    problems: Sequence,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    run: Callable[..., Any] = run_once,
+) -> tuple[dict[str, list[list[Any]]], float]:
     """Samples [round][repeat] of every competitor within about `seconds`, and the load they were taken under.
+
+    `run(loss, problem, clock)` takes one; a sample says how long it was by `both`.
 
     In each round every competitor runs at least once; one that takes a tenth of the slowest's time runs more often.
     On a machine shared with others more rounds are run, and those with the least of others' work are kept.
     """
-    first = {name: run_once(loss, problems[-1], clock).both for name, loss in losses.items()}
+    first = {name: run(loss, problems[-1], clock).both for name, loss in losses.items()}
     slowest = max(first.values())
     repeats = {name: max(1, min(MAX_REPEATS, int(slowest / 10 / taken))) for name, taken in first.items()}
     a_round = sum(first[name] * repeats[name] for name in losses)
     num_rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / a_round)))
 
-    rounds: list[tuple[float, dict[str, list[Sample]]]] = []
+    rounds: list[tuple[float, dict[str, list[Any]]]] = []
     names, turn, start = list(losses), 0, time.perf_counter()
     gc.collect()
     collecting = gc.isenabled()
@@ -77,7 +83,7 @@ def take_turns(
             for name in names[shift:] + names[:shift]:
                 taken = []
                 for _ in range(repeats[name]):
-                    taken.append(run_once(losses[name], problems[turn % len(problems)], clock))
+                    taken.append(run(losses[name], problems[turn % len(problems)], clock))
                     turn += 1
                 samples[name] = taken
             rounds.append((before.of_others(), samples))

@@ -84,6 +84,8 @@ def bucketize(candidates: Tensor, kinks: Tensor) -> Tensor:
     included, so the table is exact.
     """
     num_cells = max(1024, min(2**16, 32 * kinks.numel()))
+    if candidates.numel() < num_cells:  # a table would cost more than it saves
+        return torch.bucketize(candidates.to(kinks.dtype), kinks, right=True)
     low, high = kinks[0].to(candidates.dtype), kinks[-1].to(candidates.dtype)
     scale = (num_cells - 3) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
 

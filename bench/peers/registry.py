@@ -75,6 +75,13 @@ def _ours_giou(boxes: Tensor, problem: Boxes) -> Tensor:
     return trl.generalized_box_iou_loss(boxes, problem.target_boxes, reduction="sum")
 
 
+def _focal(logits: Tensor, problem: Problem) -> Tensor:
+    return pointwise.focal(logits, problem.labels, problem.divisor)
+
+
+YARDSTICK = Peer("torchvision-focal", _focal, truth=_focal)  # another loss: what every detector already pays
+
+
 def _formulas(ours: Loss, formula: Callable[..., Tensor], *arguments: str, yardstick: bool = True) -> list[Peer]:
     def eager(leaf: Tensor, problem: object) -> Tensor:
         return formula(leaf, *(getattr(problem, name) for name in arguments))
@@ -83,11 +90,7 @@ def _formulas(ours: Loss, formula: Callable[..., Tensor], *arguments: str, yards
         return compiled(formula)(leaf, *(getattr(problem, name) for name in arguments))
 
     peers = [Peer(OURS, ours), Peer("formula", eager), Peer("formula-compiled", fused)]
-    return [*peers, Peer("torchvision-focal", _focal, truth=_focal)] if yardstick else peers
-
-
-def _focal(logits: Tensor, problem: Problem) -> Tensor:
-    return pointwise.focal(logits, problem.labels, problem.divisor)
+    return [*peers, YARDSTICK] if yardstick else peers
 
 
 POINTWISE = {
