@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 TOTAL = 470.0  # seconds, for all steps together
 GRACE = 15.0  # seconds between asking a step to stop, which lets it write what it has, and ending it
 # Tests of things that are the same with a GPU.
-OFF_GPU = ("ahead_of_time", "bench", "cli", "distributed", "example", "readme", "torchvision", "transformers")
+OFF_GPU = ("ahead_of_time", "bench", "bench_training", "cli", "distributed", "example", "readme", "torchvision", "transformers")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def steps(folder: Path, device: str) -> list[Step]:
     check = [*package, "check", "--device", device, "--json", str(folder / "check.json")]
     kernels = [*package, "kernels", "--quick", "--json", str(folder / "kernels.json")]
     tests = [*pytest, f"--junitxml={folder / 'tests.xml'}", "--tb=short"]
-    benchmarks = {"ranking": (130, 2.0), "pointwise": (40, 1.0), "scaling": (60, 0.5)}
+    benchmarks = {"ranking": (130, 2.0), "pointwise": (40, 1.0), "scaling": (60, 0.5), "training": (40, 2.0)}
     if device == "cpu":
         check += ["--size", "tiny", "--loss", "ap_loss"]
         kernels += ["--arch", "sm_90", "--loss", "box_iou_loss"]

@@ -35,7 +35,7 @@ class StepSample(NamedTuple):
 
 
 class Training:
-    """One batch, the network that is trained on it, and labels [B, A] of its anchors: C is background, none is ignored."""
+    """One batch, the network that is trained on it, and labels [B, A] of its anchors: 0..C-1, or C, background."""
 
     def __init__(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.network, self.images, self.labels = network, images, labels
