@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[1]
 TOTAL = 470.0  # seconds, for all steps together
 GRACE = 15.0  # seconds between asking a step to stop, which lets it write what it has, and ending it
 # Tests of things that are the same with a GPU.
-OFF_GPU = ("ahead_of_time", "bench", "bench_training", "cli", "distributed", "example", "readme", "torchvision", "transformers")
+OFF_GPU = (
+    "ahead_of_time", "bench", "bench_training", "cli", "distributed", "example", "readme", "torchvision",
+    "transformers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
