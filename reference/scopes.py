@@ -4,6 +4,7 @@ A scope is one image or everything; with a group, everything on all its ranks. T
 against the positives of all, a sum over the ranks completes the counts, and each rank moves its own logits.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import distributed
-from .ranking import count, transport
-from .targets import accumulation_dtype, negative_mask, positive_positions, result_dtype
+from .ranking import Count, Transport
+from .targets import accumulation_dtype, are_labels, negative_mask, positive_positions, result_dtype
 
+BLOCK = 2**18  # logits at a time: temporaries that fit in caches, and cost a CPU no fresh pages each time
 LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
 
 
@@ -23,7 +25,8 @@ class Scope(NamedTuple):
 
     positions: Tensor  # [P] flat positions of the positives in the logits, -1 for those on other ranks
     positives: Tensor  # [P] their scores p_i
-    negatives: Tensor  # [M] scores n_j of the negatives on this rank with H(n_j - p_i) != 0 for some i
+    logits: Tensor  # of this rank, positives, negatives and ignored
+    targets: Tensor
     group: str | None  # whose ranks hold the other negatives
 
 
@@ -58,15 +61,12 @@ def split(
         rank_sizes = distributed.agree(loss, arguments, logits, sum(p.numel() for p in found), group)
     scopes = []
     for i, ((image_logits, image_targets), positions) in enumerate(zip(images, found, strict=True)):
-        scores = finite(image_logits)
-        flat = scores.reshape(-1)
-        positives = flat[positions].to(accumulation_dtype(logits))
-        positions = positions + i * flat.numel()
+        positives = finite(image_logits.reshape(-1)[positions]).to(accumulation_dtype(logits))
+        positions = positions + i * image_logits.numel()
         if group is not None and not per_image:
             positives = distributed.gather(positives.unsqueeze(0), rank_sizes, group)[0]
             positions = distributed.own_positions(positions, rank_sizes, group)
-        negatives = flat[relevant_negatives(scores, image_targets, positives, delta)]
-        scopes.append(Scope(positions, positives, negatives, None if per_image else group))
+        scopes.append(Scope(positions, positives, image_logits, image_targets, None if per_image else group))
     return Batch(scopes, group, rank_sizes)
 
 
@@ -76,12 +76,35 @@ def finite(scores: Tensor) -> Tensor:
     return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
 
 
-def relevant_negatives(scores: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
-    """Flat positions of the negatives that some positive can see; NaN stays in, so that it reaches the loss."""
-    if positives.numel() == 0:
-        return positives.new_zeros(0, dtype=torch.long)
-    mask = ~(scores < positives.min() - delta) & negative_mask(scores, targets)
-    return mask.reshape(-1).nonzero().squeeze(1)
+def relevant_negatives(
+    logits: Tensor, targets: Tensor, positives: Tensor, delta: float
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(flat start, scores, mask of the negatives that some positive can see) of each block of logits.
+
+    NaN counts as seen, so that it reaches the loss.
+    """
+    if positives.numel() == 0 or logits.numel() == 0:
+        return
+    lowest = positives.min() - delta
+    for start, block, block_targets in blocks(logits, targets):
+        scores = finite(block).reshape(-1)
+        mask = ~(scores < lowest)
+        mask &= negative_mask(block, block_targets).reshape(-1)
+        yield start, scores, mask
+
+
+def most(mask: Tensor) -> bool:
+    """Whether it costs less to work on everything than to pick what is in the mask."""
+    return 2 * int(mask.count_nonzero()) > mask.numel()
+
+
+def blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(flat start, logits, targets) of consecutive parts of about BLOCK logits; those of labels hold whole anchors."""
+    width = logits.shape[-1] if are_labels(logits, targets) else 1
+    rows = logits.reshape(targets.numel(), width) if are_labels(logits, targets) else logits.reshape(-1)
+    num_rows = max(1, BLOCK // width)
+    for number, parts in enumerate(zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)):
+        yield number * num_rows * width, *parts
 
 
 def own_positions(batch: Batch) -> Tensor:
@@ -101,7 +124,13 @@ def values_by_scope(values: Tensor, batch: Batch) -> list[Tensor]:
 
 def negatives_above(scope: Scope, delta: float) -> Tensor:
     """b_i: how many negatives of the scope, on all ranks, are ranked above each positive."""
-    above = count(scope.negatives, scope.positives, delta)
+    counted = Count(scope.positives, delta, result_dtype(scope.logits))
+    for _, scores, mask in relevant_negatives(scope.logits, scope.targets, scope.positives, delta):
+        if most(mask):
+            counted.add(scores, mask=mask)
+        else:
+            counted.add(scores[mask])
+    above = counted.above()
     return above if scope.group is None else distributed.total(above, scope.group)
 
 
@@ -176,12 +205,17 @@ def transport_to_logits(
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
     bounds = offsets.tolist()
     for scope, (first, last) in enumerate(pairwise(bounds)):
+        if first == last:
+            continue
         image = (scope,) if len(bounds) > 2 else ()
-        positives = scores[first:last].to(dtype)
-        candidates = finite(logits[image])
-        negatives = relevant_negatives(candidates, targets[image], positives, delta)
-        carried = transport(candidates.reshape(-1)[negatives], positives, weights[first:last], delta)
-        gradient[image].view(-1)[negatives] = carried.to(gradient.dtype)
+        positives, of_scope = scores[first:last].to(dtype), gradient[image].view(-1)
+        carried = Transport(positives, weights[first:last], delta, result_dtype(logits))
+        for start, scores_, mask in relevant_negatives(logits[image], targets[image], positives, delta):
+            if most(mask):
+                of_scope[start : start + mask.numel()] = torch.where(mask, carried(scores_), 0).to(gradient.dtype)
+            else:
+                found = mask.nonzero().squeeze(1)
+                of_scope[start + found] = carried(scores_[found]).to(gradient.dtype)
     own = positions[: bounds[-1]] >= 0
     updates = (upstream @ updates.to(dtype))[: bounds[-1]]
     gradient.view(-1)[positions[: bounds[-1]][own]] = updates[own].to(gradient.dtype)

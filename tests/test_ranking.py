@@ -1,12 +1,15 @@
 """The engine: count and transport against double loops over H, in every kind of score distribution."""
 
+import literal
 import pytest
 import torch
 from cases import KINDS, relative_error, scores
 from hypothesis import given, settings, strategies as st
 from literal import step
 
-from triton_rankloss.reference import ranking
+import triton_rankloss as trl
+from triton_rankloss.reference import ranking, scopes as scopes_of
+from triton_rankloss.reference.kinks import Kinks
 
 
 def literal_count(candidates, positives, delta, masses=None):
@@ -64,11 +67,11 @@ def test_count_and_transport_are_transposes(p, n, delta):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bucketize_agrees_with_a_search(dtype):
+def test_bins_agree_with_a_search(dtype):
     kinks = torch.cat([torch.randn(50), torch.tensor([3.0] * 4), 1e6 * torch.randn(3)]).to(dtype).sort().values
     candidates = torch.cat([torch.randn(2000).to(dtype), kinks, torch.tensor([-torch.inf, torch.inf], dtype=dtype)])
     expected = torch.bucketize(candidates, kinks, right=True)
-    assert torch.equal(ranking.bucketize(candidates, kinks), expected)
+    assert torch.equal(Kinks(kinks, 0.0, dtype).bins(candidates).long(), expected)
 
 
 def test_float16_scores_are_counted_exactly():
@@ -76,3 +79,43 @@ def test_float16_scores_are_counted_exactly():
     half = negatives.half()
     expected = ranking.count(half.double(), positives, 1.0)
     assert relative_error(ranking.count(half.float(), positives, 1.0), expected) < 1e-12
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["dense", "labels"])
+def test_blocks_of_any_kind_add_up_to_ap_loss(form, kind, delta, monkeypatch):
+    # Blocks of 16 logits and grids of 12 cells: narrow blocks with one bin, mixed ones, masked and picked ones.
+    monkeypatch.setattr(scopes_of, "BLOCK", 16)
+    monkeypatch.setattr(Kinks, "_num_cells", 12)
+    num_anchors, num_classes = 40, 4
+    labels = torch.full((num_anchors,), num_classes)
+    labels[::5] = torch.arange(8) % num_classes
+    labels[7] = labels[23] = -1
+    positives, others = scores(kind, 8, num_anchors * num_classes)
+    logits = others.view(num_anchors, num_classes)
+    is_positive = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes + 1)[:, :num_classes].bool()
+    is_positive[labels < 0] = False
+    logits[is_positive] = positives
+    logits[7] = torch.nan  # ignored
+    targets = labels
+    if form == "dense":
+        targets = is_positive.double()
+        targets[labels < 0] = -1
+    is_negative = ~is_positive & (labels >= 0).unsqueeze(1)
+    expected, to_positives, to_negatives = literal.ap(positives.tolist(), logits[is_negative].tolist(), delta, True)
+    logits.requires_grad_()
+    loss = trl.ap_loss(logits, targets, delta=delta)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    assert logits.grad[is_positive].tolist() == pytest.approx(to_positives, rel=1e-10, abs=1e-12)
+    assert logits.grad[is_negative].tolist() == pytest.approx(to_negatives, rel=1e-10, abs=1e-12)
+    assert logits.grad[labels < 0].abs().sum() == 0
+
+
+def test_offsets_from_kinks_that_float32_cannot_hold():
+    # 2 delta is far below the spacing of float32 at 1e9, 64: kinks round to the positive itself.
+    positives = torch.tensor([1e9], dtype=torch.float64)
+    candidates = torch.tensor([1e9 - 64, 1e9, 1e9, 1e9 + 64])
+    assert ranking.count(candidates, positives, 1.0).tolist() == [0.5 + 0.5 + 1]
+    assert ranking.transport(candidates, positives, positives.new_ones(1), 1.0).tolist() == [0, 0.5, 0.5, 1]
