@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops import iou_balanced as ops
+from .boxes import iou_of
 from .validate import (
     check_avg_factor,
     check_background,
-    check_float_tensor,
     check_logits_and_targets,
     check_number,
     check_per_positive,
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 def iou_balanced_focal_loss(
     logits: Tensor,
     targets: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     eta: float = 1.5,
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -51,6 +53,9 @@ def iou_balanced_focal_loss(
         iou: :math:`u_i` in [0, 1], one value for every anchor (shape ``logits.shape[:-1]``, for logits [N] shape [N];
             only those of positives are read), or [P] in row-major order of the positives, which costs a host
             synchronization; a shape that could be either is read per anchor. No gradient reaches it.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
+            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain focal loss.
         alpha: weight of the positives; of the negatives it is 1 - alpha.
         gamma: focusing exponent, >= 0.
@@ -75,7 +80,7 @@ def iou_balanced_focal_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
     arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
     """
-    iou = _classification_iou(logits, targets, iou)
+    iou = _classification_iou(logits, targets, iou, pred_boxes, target_boxes)
     check_focal_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     weights = 1.0 - alpha, float(alpha)
@@ -86,8 +91,10 @@ def iou_balanced_focal_loss(
 def iou_balanced_bce_loss(
     logits: Tensor,
     targets: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     eta: float = 1.5,
     avg_factor: float | Tensor | None = None,
     group: "ProcessGroup | None" = None,
@@ -100,7 +107,7 @@ def iou_balanced_bce_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
     in this form; this follows the paper.
     """
-    iou = _classification_iou(logits, targets, iou)
+    iou = _classification_iou(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
     factors = number_and_tensor(avg_factor)
@@ -110,8 +117,10 @@ def iou_balanced_bce_loss(
 def iou_balanced_cross_entropy_loss(
     logits: Tensor,
     labels: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     eta: float = 1.5,
     background: int = -1,
     avg_factor: float | Tensor | None = None,
@@ -133,6 +142,9 @@ def iou_balanced_cross_entropy_loss(
         iou: :math:`u_i` in [0, 1], one value for every sample (shape ``logits.shape[:-1]``; only those of foreground
             samples are read), or [P] in row-major order of the foreground samples, which costs a host
             synchronization. No gradient reaches it.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
+            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain cross-entropy.
         background: the background's channel, counted from the end if below 0: -1 is the last one. It names a channel,
             not a label: label -1 is ignored whatever it is.
@@ -157,12 +169,12 @@ def iou_balanced_cross_entropy_loss(
     background is channel 0.
     """
     check_softmax_labels(logits, labels, background)
-    _check_iou(iou, logits)
+    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    _check_shape(name, iou, logits)
     check_cross_entropy_parameters(eta, background)
     check_avg_factor(avg_factor, logits)
-    iou = iou.detach()
     if iou.shape != labels.shape:
-        iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), "iou")
+        iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), name)
     factors = number_and_tensor(avg_factor)
     return ops.cross_entropy_loss(logits, labels, iou, eta, background, *factors, name_of(group))[0]
 
@@ -180,22 +192,23 @@ def check_cross_entropy_parameters(eta: float, background: int) -> None:
     check_background(background)
 
 
-def _classification_iou(logits: Tensor, targets: Tensor, iou: Tensor) -> Tensor:
-    """`iou` per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
+def _classification_iou(
+    logits: Tensor, targets: Tensor, iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None
+) -> Tensor:
+    """IoU per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
     check_logits_and_targets(logits, targets)
-    check_per_positive("iou", iou, logits, per_anchor=True)
-    iou = iou.detach()
+    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    check_per_positive(name, iou, logits, per_anchor=True)
     if iou.shape == logits.shape[:-1] or (iou.shape == logits.shape and targets.shape == logits.shape):
         return iou
     if targets.shape == logits.shape:
-        return ops.spread(iou, targets > 0, "iou")
-    return ops.spread(iou, (targets >= 0) & (targets < logits.shape[-1]), "iou")
+        return ops.spread(iou, targets > 0, name)
+    return ops.spread(iou, (targets >= 0) & (targets < logits.shape[-1]), name)
 
 
-def _check_iou(iou: Tensor, logits: Tensor) -> None:
-    check_float_tensor("iou", iou, like=logits)
+def _check_shape(name: str, iou: Tensor, logits: Tensor) -> None:
     if iou.dim() != 1 and iou.shape != logits.shape[:-1]:
         raise ValueError(
-            f"iou must have shape [P] or {tuple(logits.shape[:-1])}, P the number of foreground samples; got "
+            f"{name} must have shape [P] or {tuple(logits.shape[:-1])}, P the number of foreground samples; got "
             f"{tuple(iou.shape)}"
         )

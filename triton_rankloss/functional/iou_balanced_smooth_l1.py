@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops import iou_balanced as ops
+from .boxes import iou_of
 from .validate import check_avg_factor, check_float_tensor, check_number, name_of, number_and_tensor
 
 if TYPE_CHECKING:
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 def iou_balanced_smooth_l1_loss(
     pred: Tensor,
     target: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     lambda_: float = 1.5,
     beta: float = 1.0,
     loss_weight: float = 1.0,
@@ -34,6 +37,9 @@ def iou_balanced_smooth_l1_loss(
         pred: offsets of the positives, [P, 4] (or any number of coordinates), any floating dtype.
         target: the offsets to reach, of the same shape; differentiable as well.
         iou: :math:`u_i` in [0, 1], [P]. No gradient reaches it.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2), [P, 4], any floating dtype; one minus their
+            :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        target_boxes: the boxes they are compared with, of the same shape.
         lambda_: how much IoU counts; 0 is the plain smooth L1 loss.
         beta: where the square becomes a line, in units of the offsets; 0 is the L1 loss.
         loss_weight: w, which makes up for weights below 1.
@@ -61,17 +67,17 @@ def iou_balanced_smooth_l1_loss(
         raise ValueError(f"pred must have shape [P, 4]; got {tuple(pred.shape)}")
     if target.shape != pred.shape:
         raise ValueError(f"target must have the shape of pred, {tuple(pred.shape)}; got {tuple(target.shape)}")
-    check_float_tensor("iou", iou, like=pred)
+    iou, name = iou_of(iou, pred_boxes, target_boxes, pred)
     if iou.shape != pred.shape[:1]:
-        raise ValueError(f"iou must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
+        raise ValueError(f"{name} must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
     check_parameters(lambda_, beta, loss_weight)
     check_avg_factor(avg_factor, pred)
     number, tensor = number_and_tensor(avg_factor)
     group_name = name_of(group)
     if group_name is None:
-        return ops.smooth_l1_loss(pred, target, iou.detach(), lambda_, beta, loss_weight, number, tensor)
+        return ops.smooth_l1_loss(pred, target, iou, lambda_, beta, loss_weight, number, tensor)
     divisor = ops.smooth_l1_divisor(pred.detach(), lambda_, beta, loss_weight, number, tensor, group_name)
-    part = ops.smooth_l1_loss(pred, target, iou.detach(), lambda_, beta, loss_weight, None, divisor)
+    part = ops.smooth_l1_loss(pred, target, iou, lambda_, beta, loss_weight, None, divisor)
     return ops.sum_over_ranks(part, group_name)
 
 

@@ -29,12 +29,23 @@ class IoUBalancedFocalLoss(nn.Module):
         self.gamma = gamma
         self.group = group
 
-    def forward(self, logits: Tensor, targets: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iou: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        *,
+        pred_boxes: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar, from `iou` or from boxes."""
         return functional.iou_balanced_focal_loss(
             logits,
             targets,
             iou,
+            pred_boxes=pred_boxes,
+            target_boxes=target_boxes,
             eta=self.eta,
             alpha=self.alpha,
             gamma=self.gamma,
@@ -55,10 +66,26 @@ class IoUBalancedBCELoss(nn.Module):
         self.eta = eta
         self.group = group
 
-    def forward(self, logits: Tensor, targets: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iou: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        *,
+        pred_boxes: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar, from `iou` or from boxes."""
         return functional.iou_balanced_bce_loss(
-            logits, targets, iou, eta=self.eta, avg_factor=avg_factor, group=self.group
+            logits,
+            targets,
+            iou,
+            pred_boxes=pred_boxes,
+            target_boxes=target_boxes,
+            eta=self.eta,
+            avg_factor=avg_factor,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
@@ -75,12 +102,23 @@ class IoUBalancedCrossEntropyLoss(nn.Module):
         self.background = background
         self.group = group
 
-    def forward(self, logits: Tensor, labels: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        iou: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        *,
+        pred_boxes: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar, from `iou` or from boxes."""
         return functional.iou_balanced_cross_entropy_loss(
             logits,
             labels,
             iou,
+            pred_boxes=pred_boxes,
+            target_boxes=target_boxes,
             eta=self.eta,
             background=self.background,
             avg_factor=avg_factor,
@@ -109,12 +147,23 @@ class IoUBalancedSmoothL1Loss(nn.Module):
         self.loss_weight = loss_weight
         self.group = group
 
-    def forward(self, pred: Tensor, target: Tensor, iou: Tensor, avg_factor: float | Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        iou: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        *,
+        pred_boxes: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar, from `iou` or from boxes."""
         return smooth_l1.iou_balanced_smooth_l1_loss(
             pred,
             target,
             iou,
+            pred_boxes=pred_boxes,
+            target_boxes=target_boxes,
             lambda_=self.lambda_,
             beta=self.beta,
             loss_weight=self.loss_weight,
