@@ -6,6 +6,8 @@ so that the positives' sum stays what it was (but for the 1e-6) while those of h
 constant in differentiation, so the gradient is that of every term times
     1 / avg_factor for a negative,   Z u_i^eta / avg_factor for a positive.
 `scale` = (1 / avg_factor, Z / avg_factor), with the class weights below in it, is all that backward needs of the sums.
+With a process group the sums are over all ranks, and `scale` is multiplied by their number: the mean of the gradients
+over the ranks is then the gradient of the loss.
 
 Terms, of a logit x, with s = x for a positive and s = -x for a negative:
     focal      weight sigmoid(-s)^gamma softplus(-s)     weight: alpha for positives, 1 - alpha for negatives
@@ -22,6 +24,7 @@ Localization, of d = pred - target:
 import torch
 from torch import Tensor
 
+from . import distributed
 from .candidates import candidates, per_candidate
 from .targets import accumulation_dtype
 from .terms import (
@@ -43,15 +46,17 @@ EPS = 1e-6
 
 def focal_forward(
     logits: Tensor, targets: Tensor, iou: Tensor, eta: float, weights: tuple[float, float], gamma: float,
-    avg_factor: float | Tensor | None,
+    avg_factor: float | Tensor | None, group: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]); `iou` per anchor, or of the shape of the logits; class `weights` of (negatives, positives)."""
+    if group is not None:
+        agree_on_focal(logits, eta, weights, gamma, avg_factor, group)
     c = candidates(logits, targets)
     terms = focal(signed(logits, c), gamma)
     at_negatives = torch.where(c.is_negative, terms, 0) * weights[0]
     at_positives = torch.where(c.is_positive, terms, 0) * weights[1]
     share = iou_weights(per_candidate(iou, logits), c.is_positive, eta, terms)
-    loss, scale = balance(at_negatives, at_positives, share, avg_factor, c.is_positive.sum())
+    loss, scale = balance(at_negatives, at_positives, share, avg_factor, c.is_positive.sum(), group)
     return loss, torch.stack([weights[0] * scale[0], weights[1] * scale[1]])
 
 
@@ -68,14 +73,17 @@ def focal_backward(
 
 
 def cross_entropy_forward(
-    logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_factor: float | Tensor | None
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_factor: float | Tensor | None,
+    group: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...]."""
+    if group is not None:
+        agree_on_cross_entropy(logits, eta, background, avg_factor, group)
     is_background, is_positive = classes(logits, labels, background)
     terms = cross_entropy(logits, labels)
     at_background, at_positives = torch.where(is_background, terms, 0), torch.where(is_positive, terms, 0)
     share = iou_weights(iou, is_positive, eta, terms)
-    return balance(at_background, at_positives, share, avg_factor, (labels >= 0).sum())
+    return balance(at_background, at_positives, share, avg_factor, (labels >= 0).sum(), group)
 
 
 def cross_entropy_backward(
@@ -110,16 +118,49 @@ def smooth_l1_backward(
 
 
 def balance(
-    at_negatives: Tensor, at_positives: Tensor, share: Tensor, avg_factor: float | Tensor | None, default: Tensor
-) -> tuple[Tensor, Tensor]:
+    at_negatives: Tensor, at_positives: Tensor, share: Tensor, avg_factor: float | Tensor | None, default: Tensor,
+    group: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]) of the terms, 0 where they do not count, and u_i^eta of the positives."""
     dtype = accumulation_dtype(at_negatives)
     negatives, positives = at_negatives.sum(dtype=dtype), at_positives.sum(dtype=dtype)
-    weighted = (share * at_positives).sum(dtype=dtype)
+    weighted, default = (share * at_positives).sum(dtype=dtype), default.to(dtype)
+    if group is not None:
+        sums = torch.stack([negatives, positives, weighted, default])
+        negatives, positives, weighted, default = distributed.total(sums, group)
     z = (positives / (weighted + EPS)).detach()
-    by = divisor(avg_factor, default.to(dtype)).detach()
-    loss = (negatives + z * weighted) / by
-    return loss.to(at_negatives.dtype), torch.stack([1 / by, z / by]).to(at_negatives.dtype)
+    by = divisor(avg_factor, default).detach()
+    loss, scale = (negatives + z * weighted) / by, torch.stack([1 / by, z / by])
+    if group is not None:
+        scale *= distributed.world_size(group)
+    return loss.to(at_negatives.dtype), scale.to(at_negatives.dtype)
+
+
+def agree_on_focal(
+    logits: Tensor, eta: float, weights: tuple[float, float], gamma: float, avg_factor: float | Tensor | None,
+    group: str,
+) -> None:  # fmt: skip
+    """A ValueError on every rank of the group if one was called otherwise."""
+    loss = "iou_balanced_bce_loss" if weights == (1, 1) else "iou_balanced_focal_loss"
+    arguments = {"eta": eta, "alpha": weights[1], "gamma": gamma, "avg_factor": avg_factor}
+    distributed.agree(loss, arguments, logits, 0, group)
+
+
+def agree_on_cross_entropy(
+    logits: Tensor, eta: float, background: int, avg_factor: float | Tensor | None, group: str
+) -> None:
+    """A ValueError on every rank of the group if one was called otherwise."""
+    arguments = {"eta": eta, "background": background % logits.shape[-1], "avg_factor": avg_factor}
+    distributed.agree("iou_balanced_cross_entropy_loss", arguments, logits, 0, group)
+
+
+def smooth_l1_divisor(
+    pred: Tensor, lambda_: float, beta: float, loss_weight: float, avg_factor: float | Tensor | None, group: str
+) -> Tensor:
+    """What the sum over all ranks is divided by; a ValueError on every rank if one was called otherwise."""
+    arguments = {"lambda_": lambda_, "beta": beta, "loss_weight": loss_weight, "avg_factor": avg_factor}
+    sizes = distributed.agree("iou_balanced_smooth_l1_loss", arguments, pred, pred.shape[0], group)
+    return divisor(avg_factor, pred.new_full((), sum(sizes), dtype=accumulation_dtype(pred)))
 
 
 def iou_weights(iou: Tensor, is_positive: Tensor, eta: float, like: Tensor) -> Tensor:

@@ -1,34 +1,11 @@
 """Ranking over a process group: gloo processes against one process on the concatenated batch."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import relative_error
+from processes import ANCHORS, NUM_CLASSES, SHARDS, communicated_bytes, message_of, run, shard, shards
 
 import triton_rankloss as trl
-
-NUM_CLASSES = 3
-ANCHORS = 30
-# Images on each rank, in unequal shards; None: no candidates at all. The last image of every rank has no positive.
-SHARDS = {2: (3, 1), 3: (2, None, 3), 4: (1, 3, 2, 1)}
-if os.environ.get("TRITON_INTERPRET") == "1":
-    del SHARDS[4]  # what the interpreter runs is slow, and differs from three ranks by nothing
-
-
-def shard(images: int | None, rank: int):
-    """(logits [B, A, C], labels [B, A], one value for each positive) of a rank."""
-    generator = torch.Generator().manual_seed(rank)
-    logits = torch.randn(images or 0, ANCHORS, NUM_CLASSES, generator=generator)
-    labels = torch.randint(-1, NUM_CLASSES + 6, logits.shape[:2], generator=generator).clamp(max=NUM_CLASSES)
-    if images:
-        labels[-1] = NUM_CLASSES
-    num_positives = int(((labels >= 0) & (labels < NUM_CLASSES)).sum())
-    return logits, labels, torch.rand(num_positives, generator=generator)
 
 
 def ap(logits, labels, values, **options):
@@ -57,17 +34,14 @@ def evaluate(logits, labels, values, name, **options):
     return {"loss": loss.detach(), "logits": logits.grad, "values": values.grad}
 
 
-def worker(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    group = dist.group.WORLD
+def work(rank: int, world_size: int, group) -> dict:
     batch = shard(SHARDS[world_size][rank], rank)
     results = {
         (name, per_image): evaluate(*batch, name, per_image=per_image, group=group)
         for name in LOSSES
         for per_image in (False, True)
     }
-    results["bytes"] = communicated_bytes(batch, group)
+    results["bytes"] = communicated_bytes(lambda: trl.ap_loss(*batch[:2], group=group))
     for argument, options in {"delta": {"delta": 1.0 + rank}, "per_image": {"per_image": rank == 0}}.items():
         results[argument] = message_of(lambda options=options: trl.ap_loss(*batch[:2], **options, group=group))
     precision = torch.float64 if rank == 0 else torch.float32
@@ -75,27 +49,7 @@ def worker(rank: int, world_size: int, folder: str) -> None:
     loss = (lambda: ap(*batch, group=group)) if rank == 0 else (lambda: rank_sort(*batch, group=group))
     results["the loss"] = message_of(loss)
     results["ddp"] = ddp_gradients(rank, world_size, group)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def message_of(call) -> str:
-    try:
-        call()
-    except ValueError as error:
-        return str(error)
-    return "nothing was raised"
-
-
-def communicated_bytes(batch, group) -> int:
-    """What one call of AP loss hands to collectives on this rank."""
-    sent = []
-    all_gather, all_reduce = dist.all_gather, dist.all_reduce
-    dist.all_gather = lambda outputs, own, group: (sent.append(own.nbytes), all_gather(outputs, own, group=group))
-    dist.all_reduce = lambda values, group: (sent.append(values.nbytes), all_reduce(values, group=group))
-    trl.ap_loss(*batch[:2], group=group)
-    dist.all_gather, dist.all_reduce = all_gather, all_reduce
-    return sum(sent)
+    return results
 
 
 class Head(torch.nn.Module):
@@ -126,18 +80,15 @@ def ddp_gradients(rank: int, world_size: int, group) -> torch.Tensor:
 @pytest.fixture(scope="module", params=sorted(SHARDS))
 def ranks(request):
     """(world size, what every rank found)."""
-    world_size = request.param
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(world_size, folder), nprocs=world_size)
-        yield world_size, [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+    return request.param, run(work, request.param)
 
 
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_group_equals_one_process(ranks, name, per_image):
     world_size, results = ranks
-    parts = [shard(images, rank) for rank, images in enumerate(SHARDS[world_size])]
-    expected = evaluate(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)), name, per_image=per_image)
+    batch = (torch.cat(pieces) for pieces in zip(*shards(world_size), strict=True))
+    expected = evaluate(*batch, name, per_image=per_image)
     found = [result[name, per_image] for result in results]
     for result in found:
         assert result["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-6)
@@ -169,11 +120,11 @@ def test_ranks_that_disagree_all_get_an_error(ranks, argument):
 
 def test_only_positives_travel(ranks):
     world_size, results = ranks
-    positives = [shard(images, rank)[2].numel() for rank, images in enumerate(SHARDS[world_size])]
-    # 64 bytes say how the loss was called; then a score of at most 8 bytes for each of this rank's positives, padded
+    positives = [values.numel() for _, _, values in shards(world_size)]
+    # 72 bytes say how the loss was called; then a score of at most 8 bytes for each of this rank's positives, padded
     # to the longest list, and a count for each of all.
     for result in results:
-        assert result["bytes"] <= 64 + 8 * max(positives) + 8 * sum(positives)
+        assert result["bytes"] <= 72 + 8 * max(positives) + 8 * sum(positives)
 
 
 def test_something_else_than_a_group_is_refused():

@@ -298,7 +298,7 @@ def test_compile_and_autocast(per_image, batch):
 def test_operators(per_image, batch):
     logits, labels = batch
     ops, leaf = torch.ops.triton_rankloss, logits.clone().requires_grad_()
-    torch.library.opcheck(ops.dr_loss, (leaf, labels, 0.5, 1.0, 0.1, 6.0, 4.0, per_image))
+    torch.library.opcheck(ops.dr_loss, (leaf, labels, 0.5, 1.0, 0.1, 6.0, 4.0, per_image, None))
     state = torch.rand(2, 3, 4 if per_image else 1, dtype=torch.float64, device=logits.device)
     arguments = logits.half(), to_dense(labels), state, state[0, 0, 0], 1.0, 0.1
     torch.library.opcheck(ops.dr_loss_backward, arguments, test_utils=("test_schema", "test_faketensor"))

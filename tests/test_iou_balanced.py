@@ -541,8 +541,8 @@ def test_operators(batch):
     factor, one = torch.tensor(3.0, device=logits.device), torch.ones((), dtype=torch.float64, device=logits.device)
     leaf, scale = logits.clone().requires_grad_(), torch.rand(2, dtype=torch.float64, device=logits.device)
     forward_checks = [
-        (ops.iou_balanced_focal_loss, (leaf, labels, iou, 1.5, 0.75, 0.25, 2.0, None, factor)),
-        (ops.iou_balanced_cross_entropy_loss, (leaf, labels % NUM_CLASSES, iou, 1.5, 1, 2.0, None)),
+        (ops.iou_balanced_focal_loss, (leaf, labels, iou, 1.5, 0.75, 0.25, 2.0, None, factor, None)),
+        (ops.iou_balanced_cross_entropy_loss, (leaf, labels % NUM_CLASSES, iou, 1.5, 1, 2.0, None, None)),
         (ops.iou_balanced_smooth_l1_loss, (leaf[0], logits[0], iou[0], 1.5, 1.0, 1.0, None, factor)),
     ]
     for op, arguments in forward_checks:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..ops import boxes as ops
-from .validate import check_boxes, check_choice, check_number
+from .validate import check_boxes, check_choice, check_float_tensor, check_number
 
 
 def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -80,6 +80,20 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     negative areas.
     """
     return _box_loss(boxes1, boxes2, "ciou", reduction, eps)
+
+
+def iou_of(
+    iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None, like: Tensor
+) -> tuple[Tensor, str]:
+    """(IoU, detached; what errors call it), as it was given or of the boxes [..., 4], on the device of `like`."""
+    if iou is not None and pred_boxes is None and target_boxes is None:
+        check_float_tensor("iou", iou, like=like)
+        return iou.detach(), "iou"
+    if iou is not None or pred_boxes is None or target_boxes is None:
+        raise ValueError("give either iou, or pred_boxes and target_boxes")
+    check_boxes("pred_boxes", pred_boxes, like=like)
+    check_boxes("target_boxes", target_boxes, like=like, shape=pred_boxes.shape)
+    return 1 - box_iou_loss(pred_boxes.detach(), target_boxes.detach()), "the IoU of pred_boxes and target_boxes"
 
 
 def check_parameters(reduction: str, eps: float) -> None:

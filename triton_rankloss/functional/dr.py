@@ -1,11 +1,15 @@
 """DR Loss."""
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..ops import dr as ops
-from .validate import check_bool, check_logits_and_targets, check_number
+from .validate import check_bool, check_logits_and_targets, check_number, name_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def dr_loss(
@@ -18,6 +22,7 @@ def dr_loss(
     L: float = 6.0,
     tau: float = 4.0,
     per_image: bool = False,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Distributional ranking loss: the mean probability of hard positives above that of hard negatives by a margin.
 
@@ -41,6 +46,10 @@ def dr_loss(
         tau: weight of the loss, > 0.
         per_image: make the loss of each image (first dimension), as the paper does, and average over the images that
             have a candidate. Otherwise all candidates are one scope, as in the published code.
+        group: torch.distributed process group whose global batch is one scope, exactly, or whose images are averaged
+            over. Every rank takes part with what it has, and gets the loss of the group; gradients are multiplied by
+            the number of ranks, so that their mean (DistributedDataParallel) is the gradient of that loss. Costs one
+            wait for the host.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. Without positives :math:`\bar p_+ = 1`, so that negatives
@@ -57,7 +66,7 @@ def dr_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
-    return ops.dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image)[0]
+    return ops.dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, name_of(group))[0]
 
 
 def check_parameters(

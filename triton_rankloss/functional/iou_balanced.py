@@ -1,28 +1,38 @@
-"""IoU-balanced losses: focal, binary cross-entropy, softmax cross-entropy, smooth L1."""
+"""IoU-balanced classification losses: focal, binary cross-entropy, softmax cross-entropy."""
+
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..ops import iou_balanced as ops
+from .boxes import iou_of
 from .validate import (
     check_avg_factor,
     check_background,
-    check_float_tensor,
     check_logits_and_targets,
     check_number,
     check_per_positive,
     check_softmax_labels,
+    name_of,
+    number_and_tensor,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def iou_balanced_focal_loss(
     logits: Tensor,
     targets: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     eta: float = 1.5,
     alpha: float = 0.25,
     gamma: float = 2.0,
     avg_factor: float | Tensor | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Sigmoid focal loss in which positives of high IoU weigh more.
 
@@ -43,11 +53,19 @@ def iou_balanced_focal_loss(
         iou: :math:`u_i` in [0, 1], one value for every anchor (shape ``logits.shape[:-1]``, for logits [N] shape [N];
             only those of positives are read), or [P] in row-major order of the positives, which costs a host
             synchronization; a shape that could be either is read per anchor. No gradient reaches it.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
+            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain focal loss.
         alpha: weight of the positives; of the negatives it is 1 - alpha.
         gamma: focusing exponent, >= 0.
         avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
             not checked). Default: the number of positives, at least 1.
+        group: torch.distributed process group over whose global batch every sum is taken, and the number of positives
+            counted; a given `avg_factor` divides the sum over all ranks, and must be the same on each. Every rank
+            takes part with what it has, and gets the loss of the group; gradients are multiplied by the number of
+            ranks, so that their mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the
+            host.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. Without positives the negatives' part alone.
@@ -62,15 +80,24 @@ def iou_balanced_focal_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
     arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
     """
-    iou = _classification_iou(logits, targets, iou)
+    iou = _classification_iou(logits, targets, iou, pred_boxes, target_boxes)
     check_focal_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     weights = 1.0 - alpha, float(alpha)
-    return ops.focal_loss(logits, targets, iou, eta, *weights, gamma, *_number_and_tensor(avg_factor))[0]
+    factors = number_and_tensor(avg_factor)
+    return ops.focal_loss(logits, targets, iou, eta, *weights, gamma, *factors, name_of(group))[0]
 
 
 def iou_balanced_bce_loss(
-    logits: Tensor, targets: Tensor, iou: Tensor, *, eta: float = 1.5, avg_factor: float | Tensor | None = None
+    logits: Tensor,
+    targets: Tensor,
+    iou: Tensor | None = None,
+    *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
+    eta: float = 1.5,
+    avg_factor: float | Tensor | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Binary cross-entropy in which positives of high IoU weigh more.
 
@@ -80,20 +107,24 @@ def iou_balanced_bce_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
     in this form; this follows the paper.
     """
-    iou = _classification_iou(logits, targets, iou)
+    iou = _classification_iou(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
-    return ops.focal_loss(logits, targets, iou, eta, 1.0, 1.0, 0.0, *_number_and_tensor(avg_factor))[0]
+    factors = number_and_tensor(avg_factor)
+    return ops.focal_loss(logits, targets, iou, eta, 1.0, 1.0, 0.0, *factors, name_of(group))[0]
 
 
 def iou_balanced_cross_entropy_loss(
     logits: Tensor,
     labels: Tensor,
-    iou: Tensor,
+    iou: Tensor | None = None,
     *,
+    pred_boxes: Tensor | None = None,
+    target_boxes: Tensor | None = None,
     eta: float = 1.5,
     background: int = -1,
     avg_factor: float | Tensor | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Softmax cross-entropy in which foreground samples of high IoU weigh more.
 
@@ -111,11 +142,18 @@ def iou_balanced_cross_entropy_loss(
         iou: :math:`u_i` in [0, 1], one value for every sample (shape ``logits.shape[:-1]``; only those of foreground
             samples are read), or [P] in row-major order of the foreground samples, which costs a host
             synchronization. No gradient reaches it.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
+            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain cross-entropy.
         background: the background's channel, counted from the end if below 0: -1 is the last one. It names a channel,
             not a label: label -1 is ignored whatever it is.
         avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
             not checked). Default: the number of samples that are not ignored, at least 1.
+        group: torch.distributed process group over whose global batch every sum is taken, and the samples counted; a
+            given `avg_factor` divides the sum over all ranks, and must be the same on each. Every rank takes part with
+            what it has, and gets the loss of the group; gradients are multiplied by the number of ranks, so that their
+            mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. Without foreground the background's part alone.
@@ -131,67 +169,14 @@ def iou_balanced_cross_entropy_loss(
     background is channel 0.
     """
     check_softmax_labels(logits, labels, background)
-    _check_iou(iou, logits)
+    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    _check_shape(name, iou, logits)
     check_cross_entropy_parameters(eta, background)
     check_avg_factor(avg_factor, logits)
-    iou = iou.detach()
     if iou.shape != labels.shape:
-        iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), "iou")
-    return ops.cross_entropy_loss(logits, labels, iou, eta, background, *_number_and_tensor(avg_factor))[0]
-
-
-def iou_balanced_smooth_l1_loss(
-    pred: Tensor,
-    target: Tensor,
-    iou: Tensor,
-    *,
-    lambda_: float = 1.5,
-    beta: float = 1.0,
-    loss_weight: float = 1.0,
-    avg_factor: float | Tensor | None = None,
-) -> Tensor:
-    r"""Smooth L1 loss of box offsets in which boxes of high IoU weigh more.
-
-    With :math:`d = \mathrm{pred} - \mathrm{target}` and :math:`u_i` the IoU of box i,
-
-    .. math::
-        \mathrm{loss} = \frac{w}{\mathrm{avg\_factor}} \sum_i u_i^\lambda \sum_c \begin{cases}
-            d_{ic}^2 / 2 \beta & |d_{ic}| < \beta \\ |d_{ic}| - \beta / 2 & \text{otherwise} \end{cases}
-
-    Args:
-        pred: offsets of the positives, [P, 4] (or any number of coordinates), any floating dtype.
-        target: the offsets to reach, of the same shape; differentiable as well.
-        iou: :math:`u_i` in [0, 1], [P]. No gradient reaches it.
-        lambda_: how much IoU counts; 0 is the plain smooth L1 loss.
-        beta: where the square becomes a line, in units of the offsets; 0 is the L1 loss.
-        loss_weight: w, which makes up for weights below 1.
-        avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
-            not checked). Default: P, at least 1.
-
-    Returns:
-        A scalar: float64 if `pred` or `target` is, else float32. For P = 0 it is 0, still connected to the graph.
-
-    Raises:
-        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
-        RuntimeError: in a second backward through the gradient.
-
-    NaN in, NaN out.
-
-    Source: Wu et al., arXiv 1908.05641, IoU-balanced localization loss. Values are those of the published code.
-    """
-    check_float_tensor("pred", pred)
-    check_float_tensor("target", target, like=pred)
-    if pred.dim() != 2:
-        raise ValueError(f"pred must have shape [P, 4]; got {tuple(pred.shape)}")
-    if target.shape != pred.shape:
-        raise ValueError(f"target must have the shape of pred, {tuple(pred.shape)}; got {tuple(target.shape)}")
-    check_float_tensor("iou", iou, like=pred)
-    if iou.shape != pred.shape[:1]:
-        raise ValueError(f"iou must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
-    check_smooth_l1_parameters(lambda_, beta, loss_weight)
-    check_avg_factor(avg_factor, pred)
-    factors = _number_and_tensor(avg_factor)
-    return ops.smooth_l1_loss(pred, target, iou.detach(), lambda_, beta, loss_weight, *factors)
+        iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), name)
+    factors = number_and_tensor(avg_factor)
+    return ops.cross_entropy_loss(logits, labels, iou, eta, background, *factors, name_of(group))[0]
 
 
 def check_focal_parameters(eta: float, alpha: float, gamma: float) -> None:
@@ -207,35 +192,23 @@ def check_cross_entropy_parameters(eta: float, background: int) -> None:
     check_background(background)
 
 
-def check_smooth_l1_parameters(lambda_: float, beta: float, loss_weight: float) -> None:
-    """Errors that name the argument."""
-    check_number("lambda_", lambda_, 0)
-    check_number("beta", beta, 0)
-    check_number("loss_weight", loss_weight, 0)
-
-
-def _classification_iou(logits: Tensor, targets: Tensor, iou: Tensor) -> Tensor:
-    """`iou` per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
+def _classification_iou(
+    logits: Tensor, targets: Tensor, iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None
+) -> Tensor:
+    """IoU per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
     check_logits_and_targets(logits, targets)
-    check_per_positive("iou", iou, logits, per_anchor=True)
-    iou = iou.detach()
+    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    check_per_positive(name, iou, logits, per_anchor=True)
     if iou.shape == logits.shape[:-1] or (iou.shape == logits.shape and targets.shape == logits.shape):
         return iou
     if targets.shape == logits.shape:
-        return ops.spread(iou, targets > 0, "iou")
-    return ops.spread(iou, (targets >= 0) & (targets < logits.shape[-1]), "iou")
+        return ops.spread(iou, targets > 0, name)
+    return ops.spread(iou, (targets >= 0) & (targets < logits.shape[-1]), name)
 
 
-def _check_iou(iou: Tensor, logits: Tensor) -> None:
-    check_float_tensor("iou", iou, like=logits)
+def _check_shape(name: str, iou: Tensor, logits: Tensor) -> None:
     if iou.dim() != 1 and iou.shape != logits.shape[:-1]:
         raise ValueError(
-            f"iou must have shape [P] or {tuple(logits.shape[:-1])}, P the number of foreground samples; got "
+            f"{name} must have shape [P] or {tuple(logits.shape[:-1])}, P the number of foreground samples; got "
             f"{tuple(iou.shape)}"
         )
-
-
-def _number_and_tensor(avg_factor: float | Tensor | None) -> tuple[float | None, Tensor | None]:
-    if isinstance(avg_factor, Tensor):
-        return None, avg_factor.detach()
-    return avg_factor, None

@@ -81,12 +81,17 @@ def scope_of(max_positives: int | None, group: "ProcessGroup | None") -> tuple[i
             raise TypeError(f"max_positives must be an int or None; got {type(max_positives).__name__}")
         if max_positives < 1:
             raise ValueError(f"max_positives must be >= 1; got {max_positives}")
+    return (max_positives if group is None else None), name_of(group)
+
+
+def name_of(group: "ProcessGroup | None") -> str | None:
+    """Name of the group, for an operator."""
     if group is None:
-        return max_positives, None
+        return None
     name = getattr(group, "group_name", None)
     if not isinstance(name, str):
         raise TypeError(f"group must be a torch.distributed process group or None; got {type(group).__name__}")
-    return None, name
+    return name
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -123,6 +128,13 @@ def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
     if value.dtype.is_complex or value.dtype == torch.bool:
         raise TypeError(f"avg_factor must have a real dtype; got {value.dtype}")
     check_device("avg_factor", value, like)
+
+
+def number_and_tensor(avg_factor: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+    """Its two forms, for an operator; None for what is not given."""
+    if isinstance(avg_factor, Tensor):
+        return None, avg_factor.detach()
+    return avg_factor, None
 
 
 def check_softmax_labels(logits: Tensor, labels: Tensor, background: int, name: str = "labels") -> None:

@@ -2,6 +2,7 @@
 
     Z = P / (W + 1e-6),   loss = (N + Z W) / avg_factor,   scale = (weight_0 / avg_factor, weight_1 Z / avg_factor)
 with the sums of terms N over negatives, P over positives, W over positives times u^eta, times the class weights.
+With a process group the sums are over all its ranks, and `scale` is multiplied by their number.
 
     symbol               meaning
     partial [4, R]       the sums N, P, W, and the number that avg_factor is without an argument, of every program
@@ -10,10 +11,12 @@ with the sums of terms N over negatives, P over positives, W over positives time
     accumulation         float64, in a fixed order
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import distributed
 from .terms import number
 
 MAX_PROGRAMS = 1024  # that read the logits, with 4 warps each: several for each multiprocessor of today's GPUs
@@ -58,12 +61,17 @@ def _balance_kernel(
 
 
 def balance(
-    partial: Tensor, weights: tuple[float, float], avg_number: float | None, avg_tensor: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    partial: Tensor, weights: tuple[float, float], avg_number: float | None, avg_tensor: Tensor | None,
+    group: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]) from partial [4, R]; class `weights` of (negatives, positives)."""
     loss, scale = partial.new_empty(()), partial.new_empty(2)
+    if group is not None:
+        partial = distributed.total(partial.sum(1, keepdim=True, dtype=torch.float64), group)
     _balance_kernel[1,](
         partial, avg_tensor, loss, scale, partial.shape[1], *weights, avg_number or 0.0,
         HAS_NUMBER=avg_number is not None, BLOCK=MAX_PROGRAMS,
     )  # fmt: skip
+    if group is not None:
+        scale *= distributed.world_size(group)
     return loss, scale

@@ -23,6 +23,7 @@ log N, and small where the weights are, so that their exponents are rounded leas
                          _gradient_kernel (b, s): the gradient of block b of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
+    process group        group.py adds up the partial sums of each rank, and _finish_kernel those of all
 """
 
 import math
@@ -32,7 +33,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.distributed import world_size
+from ..reference.dr import agree
 from ..reference.targets import result_dtype
+from .group import mean_over_images_of_all, tilted_sums_of_all
 from .targets import load_candidates, scopes_of
 from .terms import exponential, log1p, number, reciprocal
 
@@ -120,7 +124,7 @@ def _sums_kernel(
 
 @triton.jit
 def _mean(
-    partial_ptr, num_scopes, num_programs, rate, default,
+    partial_ptr, state_ptr, num_scopes, num_programs, rate, default,
     SHIFTED: tl.constexpr, ROWS: tl.constexpr, SCOPES: tl.constexpr,
 ):  # fmt: skip
     """(has any, mean, sum of exp(k (p - mean)) or 1 if there is none) of every scope, in float64."""
@@ -152,7 +156,7 @@ def _mean(
     has_any = total != 0  # NaN is any
     mean = tl.where(has_any, 0.5 + weighted * (1 / tl.where(has_any, total, 1)), default)
     # Relative to the mean as backward will read it, which is in the dtype of the state.
-    total *= tl.exp2(exponent - rate * (mean.to(partial_ptr.dtype.element_ty).to(tl.float64) - 0.5))
+    total *= tl.exp2(exponent - rate * (mean.to(state_ptr.dtype.element_ty).to(tl.float64) - 0.5))
     return has_any, mean, tl.where(has_any, total, 1)
 
 
@@ -164,11 +168,11 @@ def _finish_kernel(
 ):  # fmt: skip
     """Loss and state."""
     any_positive, positive_mean, positive_total = _mean(
-        partial_ptr, num_scopes, num_programs, positive_rate, 1.0, SHIFTED, ROWS, SCOPES
+        partial_ptr, state_ptr, num_scopes, num_programs, positive_rate, 1.0, SHIFTED, ROWS, SCOPES
     )
     of_negatives_ptr = partial_ptr + 3 * tl.cast(num_scopes, tl.int64) * num_programs
     any_negative, negative_mean, negative_total = _mean(
-        of_negatives_ptr, num_scopes, num_programs, negative_rate, 0.0, SHIFTED, ROWS, SCOPES
+        of_negatives_ptr, state_ptr, num_scopes, num_programs, negative_rate, 0.0, SHIFTED, ROWS, SCOPES
     )
     counts = (any_positive | any_negative).to(tl.float64)
     share = counts / tl.maximum(tl.sum(counts), 1)
@@ -214,29 +218,46 @@ def _gradient_kernel(
 
 def forward(
     logits: Tensor, targets: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float,
-    per_image: bool,
+    per_image: bool, group: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, state)."""
-    dtype, num_states = result_dtype(logits), logits.shape[0] if per_image else 1
-    if logits.numel() == 0:
-        return logits.new_zeros((), dtype=dtype), logits.new_zeros((2, 3, num_states), dtype=dtype)
-    loss, state = logits.new_empty((), dtype=dtype), logits.new_empty((2, 3, num_states), dtype=dtype)
-    scopes = scopes_of(logits, targets, per_image)
-    num_scopes = scopes.num_scopes
-    num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // num_scopes))
-    partial = torch.empty(6 * num_scopes * num_programs, dtype=dtype, device=logits.device)
     shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
-    _sums_kernel[num_programs, num_scopes](
+    partial = _sums(logits, targets, rates, shifted, per_image)
+    if group is not None:
+        agree(logits, margin, pos_lambda, neg_lambda, L, tau, per_image, group)
+        if not per_image:
+            partial = tilted_sums_of_all(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
+    num_scopes, num_programs = partial.shape[2:]
+    allocate, dtype = logits.new_zeros if partial.numel() == 0 else logits.new_empty, result_dtype(logits)
+    loss, state = allocate((), dtype=dtype), allocate((2, 3, num_scopes), dtype=dtype)
+    if partial.numel() > 0:
+        tile = triton.next_power_of_2(num_scopes)
+        _finish_kernel[1,](
+            partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau / L,
+            SHIFTED=shifted, ROWS=max(1, MAX_PROGRAMS // tile), SCOPES=tile,
+        )  # fmt: skip
+    if group is None:
+        return loss, state
+    if per_image:
+        return mean_over_images_of_all(loss, state, partial, group)
+    state[:, 0] *= world_size(group)
+    return loss, state
+
+
+def _sums(logits: Tensor, targets: Tensor, rates: tuple[float, float], shifted: bool, per_image: bool) -> Tensor:
+    """Partial sums [2, 3, S, R]; R = 0 without logits."""
+    dtype = result_dtype(logits)
+    if logits.numel() == 0:
+        return logits.new_empty((2, 3, logits.shape[0] if per_image else 1, 0), dtype=dtype)
+    scopes = scopes_of(logits, targets, per_image)
+    num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // scopes.num_scopes))
+    partial = logits.new_empty((2, 3, scopes.num_scopes, num_programs), dtype=dtype)
+    _sums_kernel[num_programs, scopes.num_scopes](
         scopes.logits, scopes.targets, partial, scopes.num_candidates, *rates,
         BLOCK=BLOCK, SHIFTED=shifted, **scopes.arguments(),
     )  # fmt: skip
-    tile = triton.next_power_of_2(num_scopes)
-    _finish_kernel[1,](
-        partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau / L,
-        SHIFTED=shifted, ROWS=max(1, MAX_PROGRAMS // tile), SCOPES=tile,
-    )  # fmt: skip
-    return loss, state
+    return partial
 
 
 def backward(

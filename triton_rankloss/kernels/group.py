@@ -1,7 +1,7 @@
 """What a process group adds between the kernels; the steps, and the reasons, are those of reference.scopes.
 
-Positives are gathered before count, counts are summed over the ranks before anything is made of them. Without a group
-every function here hands its argument back.
+Of a ranking loss positives are gathered before count, and counts are summed over the ranks before anything is made of
+them; without a group these functions hand their argument back. Of DR Loss the sums of every rank are gathered.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reference import distributed
+from ..reference.dr import Sums, added
 from .targets import Positives
 
 
@@ -27,8 +28,7 @@ def join(
     """Agree on the call; the positives of all ranks, if they share one scope."""
     if group is None:
         return positives, None
-    arguments = {"per_image": per_image, **arguments}
-    sizes = distributed.agree(loss, arguments, logits, positives.scores.numel(), group)
+    sizes = distributed.agree(loss, {"per_image": per_image, **arguments}, logits, positives.scores.numel(), group)
     if per_image:
         return positives, Ranks(group, sizes, shared=False)
     scores = distributed.gather(positives.scores.unsqueeze(0), sizes, group)[0].contiguous()
@@ -70,3 +70,25 @@ def own(values: Tensor, ranks: Ranks | None) -> Tensor:
     if ranks is None or not ranks.shared:
         return values
     return values[distributed.own_slice(ranks.sizes, ranks.group)].clone()
+
+
+def tilted_sums_of_all(partial: Tensor, k: tuple[float, float], group: str) -> Tensor:
+    """The sums [2, 3, 1, world size] of every rank, in float64, from the partial sums [2, 3, 1, R] of this one."""
+    if partial.shape[3] == 0:
+        # Nothing, at the shifts that weigh least: p = 1 of positives and 0 of negatives, less 1/2.
+        own = partial.new_tensor([0.5, 0, 0, -0.5, 0, 0], dtype=torch.float64)
+    else:
+        kinds = zip(partial.double(), k, strict=True)
+        own = torch.cat([torch.cat(added(Sums(*of_kind[:, 0]), k_of_kind)) for of_kind, k_of_kind in kinds])
+    sizes = [1] * distributed.world_size(group)
+    everyone = distributed.gather(own.unsqueeze(1), sizes, group)
+    return everyone.reshape(2, 3, 1, len(sizes))
+
+
+def mean_over_images_of_all(loss: Tensor, state: Tensor, partial: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    """(loss, state) of DR Loss over the images, on all ranks, that have a candidate, from those over this rank's."""
+    own_ranked = (partial[:, 1].sum(-1) != 0).any(0).sum().to(loss.dtype)
+    total, num_ranked = distributed.total(torch.stack([loss * own_ranked, own_ranked]), group)
+    num_ranked = num_ranked.clamp(min=1)
+    state[:, 0] *= own_ranked / num_ranked * distributed.world_size(group)
+    return total / num_ranked, state

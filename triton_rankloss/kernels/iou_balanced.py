@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.iou_balanced import agree_on_focal
 from ..reference.targets import result_dtype
 from .balance import MAX_PROGRAMS, balance
 from .targets import load_targets, scopes_of
@@ -110,7 +111,7 @@ def _logits_per_iou(logits: Tensor, iou: Tensor) -> int:
 
 def focal_forward(
     logits: Tensor, targets: Tensor, iou: Tensor, eta: float, negative_weight: float, positive_weight: float,
-    gamma: float, avg_number: float | None, avg_tensor: Tensor | None,
+    gamma: float, avg_number: float | None, avg_tensor: Tensor | None, group: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]); `iou` per anchor, or of the shape of the logits."""
     num_programs = min(triton.cdiv(logits.numel(), BLOCK), MAX_PROGRAMS)
@@ -121,7 +122,10 @@ def focal_forward(
             scopes.logits, scopes.targets, iou.contiguous(), partial, logits.numel(), eta, gamma,
             BLOCK=BLOCK, POWER=power_of(gamma), LOGITS_PER_IOU=_logits_per_iou(logits, iou), **scopes.arguments(),
         )  # fmt: skip
-    return balance(partial, (negative_weight, positive_weight), avg_number, avg_tensor)
+    weights = (negative_weight, positive_weight)
+    if group is not None:
+        agree_on_focal(logits, eta, weights, gamma, avg_number if avg_tensor is None else avg_tensor, group)
+    return balance(partial, weights, avg_number, avg_tensor, group)
 
 
 def focal_backward(

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.iou_balanced import agree_on_cross_entropy
 from ..reference.targets import result_dtype
 from .balance import balance
 from .softmax import cross_entropy, num_programs_of, store_gradient, tile_of
@@ -78,7 +79,7 @@ def _gradient_kernel(
 
 def forward(
     logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_number: float | None,
-    avg_tensor: Tensor | None,
+    avg_tensor: Tensor | None, group: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...]."""
     num_channels, num_rows = logits.shape[-1], labels.numel()
@@ -90,7 +91,9 @@ def forward(
             logits.contiguous(), labels.contiguous(), iou.contiguous(), partial, num_rows, background % num_channels,
             eta, COMPUTE=TRITON_DTYPE[partial.dtype], **tile,
         )  # fmt: skip
-    return balance(partial, (1.0, 1.0), avg_number, avg_tensor)
+    if group is not None:
+        agree_on_cross_entropy(logits, eta, background, avg_number if avg_tensor is None else avg_tensor, group)
+    return balance(partial, (1.0, 1.0), avg_number, avg_tensor, group)
 
 
 def backward(

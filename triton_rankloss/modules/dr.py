@@ -1,10 +1,14 @@
 """DR Loss."""
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..functional import dr as functional
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class DRLoss(nn.Module):
@@ -19,6 +23,7 @@ class DRLoss(nn.Module):
         L: float = 6.0,
         tau: float = 4.0,
         per_image: bool = False,
+        group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         functional.check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
@@ -28,6 +33,7 @@ class DRLoss(nn.Module):
         self.L = L
         self.tau = tau
         self.per_image = per_image
+        self.group = group
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -40,6 +46,7 @@ class DRLoss(nn.Module):
             L=self.L,
             tau=self.tau,
             per_image=self.per_image,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

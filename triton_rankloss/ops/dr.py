@@ -13,20 +13,20 @@ from .gradient import contiguous_like, once_differentiable, save
 @torch.library.custom_op("triton_rankloss::dr_loss", mutates_args=())
 def dr_loss(
     logits: Tensor, targets: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float,
-    per_image: bool,
+    per_image: bool, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes.
 
     With k = -1 / pos_lambda for positives and 1 / neg_lambda for negatives, and p the sigmoid of the logit x,
     d loss / dx = coefficient exp(k (p - shift)) (1 + k (p - mean)) p (1 - p).
     """
-    return reference.dr_forward(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image)
+    return reference.dr_forward(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group)
 
 
 @dr_loss.register_fake
 def _(
     logits: Tensor, targets: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float,
-    per_image: bool,
+    per_image: bool, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dtype = reference_targets.result_dtype(logits)
     num_scopes = logits.shape[0] if per_image else 1
@@ -61,7 +61,7 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None,
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         gradient = dr_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)
-    return gradient, *[None] * 7
+    return gradient, *[None] * 8
 
 
 dr_loss.register_autograd(_backward, setup_context=_setup_context)

@@ -3,6 +3,9 @@
 `avg_number` and `avg_tensor` are the two forms of avg_factor, None for what is not given; without either the loss
 divides by its default. Of the sums that the forward pass makes, backward needs `scale` [2] alone: what the gradient of
 a negative's term and that of a positive's, times IoU^eta, are multiplied by.
+
+With a `group` the classification losses add up their sums over the ranks before anything is made of them. Smooth L1 is
+a plain sum: each rank makes its part, with the divisor of all, and the parts are added up.
 """
 
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import candidates, iou_balanced as reference, targets
+from ..reference import candidates, distributed, iou_balanced as reference, targets
 from ..reference.terms import widest_dtype
 from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
@@ -30,18 +33,18 @@ def _(values: Tensor, is_positive: Tensor, name: str) -> Tensor:
 @torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss", mutates_args=())
 def focal_loss(
     logits: Tensor, targets: Tensor, iou: Tensor, eta: float, negative_weight: float, positive_weight: float,
-    gamma: float, avg_number: float | None, avg_tensor: Tensor | None,
+    gamma: float, avg_number: float | None, avg_tensor: Tensor | None, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]); `iou` is per anchor, logits.shape[:-1], or of the shape of the targets."""
     avg_factor = avg_number if avg_tensor is None else avg_tensor
     weights = (negative_weight, positive_weight)
-    return reference.focal_forward(logits, targets, iou, eta, weights, gamma, avg_factor)
+    return reference.focal_forward(logits, targets, iou, eta, weights, gamma, avg_factor, group)
 
 
 @focal_loss.register_fake
 def _(
     logits: Tensor, targets: Tensor, iou: Tensor, eta: float, negative_weight: float, positive_weight: float,
-    gamma: float, avg_number: float | None, avg_tensor: Tensor | None,
+    gamma: float, avg_number: float | None, avg_tensor: Tensor | None, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _loss_and_scale(logits)
 
@@ -62,29 +65,29 @@ def _(
 
 
 def _focal_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, iou, eta, _, _, gamma, _, _ = inputs
+    logits, targets, iou, eta, _, _, gamma, *_ = inputs
     save(ctx, (logits, targets, iou, output[1]), (eta, gamma))
     ctx.mark_non_differentiable(output[1])
 
 
 def _focal_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    return _gradient(focal_loss_backward, ctx, upstream), *[None] * 8
+    return _gradient(focal_loss_backward, ctx, upstream), *[None] * 9
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_cross_entropy_loss", mutates_args=())
 def cross_entropy_loss(
     logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_number: float | None,
-    avg_tensor: Tensor | None,
+    avg_tensor: Tensor | None, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...]."""
     avg_factor = avg_number if avg_tensor is None else avg_tensor
-    return reference.cross_entropy_forward(logits, labels, iou, eta, background, avg_factor)
+    return reference.cross_entropy_forward(logits, labels, iou, eta, background, avg_factor, group)
 
 
 @cross_entropy_loss.register_fake
 def _(
     logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_number: float | None,
-    avg_tensor: Tensor | None,
+    avg_tensor: Tensor | None, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _loss_and_scale(logits)
 
@@ -105,13 +108,13 @@ def _(
 
 
 def _cross_entropy_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, labels, iou, eta, background, _, _ = inputs
+    logits, labels, iou, eta, background, *_ = inputs
     save(ctx, (logits, labels, iou, output[1]), (eta, background))
     ctx.mark_non_differentiable(output[1])
 
 
 def _cross_entropy_backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    return _gradient(cross_entropy_loss_backward, ctx, upstream), *[None] * 6
+    return _gradient(cross_entropy_loss_backward, ctx, upstream), *[None] * 7
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_smooth_l1_loss", mutates_args=())
@@ -165,6 +168,43 @@ def _smooth_l1_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | Non
     return of_pred, of_target, *[None] * 6
 
 
+@torch.library.custom_op("triton_rankloss::iou_balanced_smooth_l1_divisor", mutates_args=())
+def smooth_l1_divisor(
+    pred: Tensor, lambda_: float, beta: float, loss_weight: float, avg_number: float | None, avg_tensor: Tensor | None,
+    group: str,
+) -> Tensor:  # fmt: skip
+    """What the sum over all ranks is divided by; a ValueError on every rank if one was called otherwise."""
+    avg_factor = avg_number if avg_tensor is None else avg_tensor
+    return reference.smooth_l1_divisor(pred, lambda_, beta, loss_weight, avg_factor, group).clone()
+
+
+@smooth_l1_divisor.register_fake
+def _(
+    pred: Tensor, lambda_: float, beta: float, loss_weight: float, avg_number: float | None, avg_tensor: Tensor | None,
+    group: str,
+) -> Tensor:  # fmt: skip
+    return pred.new_empty((), dtype=targets.accumulation_dtype(pred))
+
+
+@torch.library.custom_op("triton_rankloss::sum_over_ranks", mutates_args=())
+def sum_over_ranks(part: Tensor, group: str) -> Tensor:
+    """The loss of the group from the part of this rank; gradients are multiplied by the number of ranks."""
+    return distributed.total(part.to(targets.accumulation_dtype(part)), group).to(part.dtype)
+
+
+@sum_over_ranks.register_fake
+def _(part: Tensor, group: str) -> Tensor:
+    return torch.empty_like(part)
+
+
+def _sum_over_ranks_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.world_size = distributed.world_size(inputs[1])
+
+
+def _sum_over_ranks_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    return ctx.world_size * upstream, None
+
+
 def _loss_and_scale(logits: Tensor) -> tuple[Tensor, Tensor]:
     dtype = targets.result_dtype(logits)
     return logits.new_empty((), dtype=dtype), logits.new_empty(2, dtype=dtype)
@@ -184,6 +224,7 @@ focal_loss.register_autograd(_focal_backward, setup_context=_focal_context)
 cross_entropy_loss.register_autograd(_cross_entropy_backward, setup_context=_cross_entropy_context)
 register_launcher(smooth_l1_loss, "iou_balanced_smooth_l1", "forward")
 register_launcher(smooth_l1_loss_backward, "iou_balanced_smooth_l1", "backward")
+sum_over_ranks.register_autograd(_sum_over_ranks_backward, setup_context=_sum_over_ranks_context)
 smooth_l1_loss.register_autograd(_smooth_l1_backward, setup_context=_smooth_l1_context)
 for _operator in (focal_loss_backward, cross_entropy_loss_backward, smooth_l1_loss_backward):
     once_differentiable(_operator)
