@@ -1,7 +1,10 @@
-"""The ranking losses as literal loops over the written formulas, in Python floats: the independent oracle.
+"""The losses as literal loops over the written formulas, in Python floats: the independent oracle.
 
-Every function takes the scores of the positives and of the negatives as lists and returns losses and updates as lists.
+Those of the ranking losses take the scores of the positives and of the negatives as lists, and return losses and
+updates as lists.
 """
+
+import math
 
 
 def step(x: float, delta: float) -> float:
@@ -81,3 +84,37 @@ def rank_sort(positives: list[float], negatives: list[float], iou: list[float], 
             for k, h in enumerate(missorted):
                 sorted_positives[k] += (current - target) * h / sum(missorted) / num
     return mean_ranking, mean_sorting, ranked_positives, ranked_negatives, sorted_positives
+
+
+def iou_balanced(kind, logits, labels, iou, eta=1.5, alpha=0.25, gamma=2.0):
+    """(sum before avg_factor, gradient of the logits) in Python floats, one anchor and one channel at a time."""
+    negatives, positives = [], []  # (loss, weight of a positive, gradient {position: value})
+    for a, (row, label) in enumerate(zip(logits, labels)):
+        if label < 0:
+            continue
+        if kind == "softmax":
+            exponentials = [math.exp(x) for x in row]
+            gradient = {(a, c): e / sum(exponentials) - (c == label) for c, e in enumerate(exponentials)}
+            loss = math.log(sum(exponentials)) - row[label]
+            (positives if label < len(row) - 1 else negatives).append((loss, a, gradient))
+            continue
+        for c, x in enumerate(row):
+            p = 1 / (1 + math.exp(-x))
+            if kind == "bce" and c == label:
+                positives.append((-math.log(p), a, {(a, c): p - 1}))
+            elif kind == "bce":
+                negatives.append((-math.log(1 - p), a, {(a, c): p}))
+            elif c == label:  # the derivative of (1 - p)^g log(p) in x is (1 - p)^g ((1 - p) - g p log(p))
+                slope = -alpha * (1 - p) ** gamma * ((1 - p) - gamma * p * math.log(p))
+                positives.append((-alpha * (1 - p) ** gamma * math.log(p), a, {(a, c): slope}))
+            else:
+                slope = (1 - alpha) * p**gamma * (p - gamma * (1 - p) * math.log(1 - p))
+                negatives.append((-(1 - alpha) * p**gamma * math.log(1 - p), a, {(a, c): slope}))
+    weighted = sum(iou[a] ** eta * loss for loss, a, _ in positives)
+    z = sum(loss for loss, _, _ in positives) / (weighted + 1e-6)
+    gradient = [[0.0] * len(row) for row in logits]
+    for terms, weight in ((negatives, lambda a: 1.0), (positives, lambda a: z * iou[a] ** eta)):
+        for _, anchor, of_term in terms:
+            for (a, c), value in of_term.items():
+                gradient[a][c] += weight(anchor) * value
+    return sum(loss for loss, _, _ in negatives) + z * weighted, gradient

@@ -2,81 +2,21 @@
 
 import math
 
+import literal
 import pytest
 import torch
 from cases import DTYPES, TOLERANCE, golden, load, relative_error
 from hypothesis import given, settings, strategies as st
+from iou_balanced_cases import LOSSES, NUM_CLASSES, every_loss, gradient_of, make_batch, to_dense
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot, smooth_l1_loss
 
 import triton_rankloss as trl
 from triton_rankloss.reference import iou_balanced as reference
 
-NUM_CLASSES = 3
-
-
-def softmax(logits, labels, iou, **options):
-    """With a background channel added behind the classes, so that labels mean what they mean to the others."""
-    background = (torch.arange(logits[..., :1].numel(), device=logits.device) % 5 - 2).view_as(logits[..., :1])
-    return trl.iou_balanced_cross_entropy_loss(torch.cat([logits, background.to(logits)], -1), labels, iou, **options)
-
-
-LOSSES = {"focal": trl.iou_balanced_focal_loss, "bce": trl.iou_balanced_bce_loss, "softmax": softmax}
-every_loss = pytest.mark.parametrize("kind", LOSSES)
-
-
-def gradient_of(loss, logits, *arguments, **options):
-    leaf = logits.detach().clone().requires_grad_()
-    value = loss(leaf, *arguments, **options)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
-
 
 @pytest.fixture
 def batch(device):
-    """Logits [2, 20, 3] in float64, labels [2, 20] and IoU [2, 20], NaN but for positives."""
-    logits = 3 * torch.randn(2, 20, NUM_CLASSES, dtype=torch.float64)
-    labels = torch.randint(-1, NUM_CLASSES + 1, (2, 20))
-    iou = torch.rand(2, 20, dtype=torch.float64)
-    iou[(labels < 0) | (labels == NUM_CLASSES)] = torch.nan
-    return logits.to(device), labels.to(device), iou.to(device)
-
-
-def to_dense(labels):
-    dense = one_hot(labels.clamp(min=0), NUM_CLASSES + 1)[..., :NUM_CLASSES]
-    return dense.masked_fill((labels < 0).unsqueeze(-1), -1)
-
-
-def literal(kind, logits, labels, iou, eta=1.5, alpha=0.25, gamma=2.0):
-    """(sum before avg_factor, gradient of the logits) in Python floats, one anchor and one channel at a time."""
-    negatives, positives = [], []  # (loss, weight of a positive, gradient {position: value})
-    for a, (row, label) in enumerate(zip(logits, labels)):
-        if label < 0:
-            continue
-        if kind == "softmax":
-            exponentials = [math.exp(x) for x in row]
-            gradient = {(a, c): e / sum(exponentials) - (c == label) for c, e in enumerate(exponentials)}
-            loss = math.log(sum(exponentials)) - row[label]
-            (positives if label < len(row) - 1 else negatives).append((loss, a, gradient))
-            continue
-        for c, x in enumerate(row):
-            p = 1 / (1 + math.exp(-x))
-            if kind == "bce" and c == label:
-                positives.append((-math.log(p), a, {(a, c): p - 1}))
-            elif kind == "bce":
-                negatives.append((-math.log(1 - p), a, {(a, c): p}))
-            elif c == label:  # the derivative of (1 - p)^g log(p) in x is (1 - p)^g ((1 - p) - g p log(p))
-                slope = -alpha * (1 - p) ** gamma * ((1 - p) - gamma * p * math.log(p))
-                positives.append((-alpha * (1 - p) ** gamma * math.log(p), a, {(a, c): slope}))
-            else:
-                slope = (1 - alpha) * p**gamma * (p - gamma * (1 - p) * math.log(1 - p))
-                negatives.append((-(1 - alpha) * p**gamma * math.log(1 - p), a, {(a, c): slope}))
-    weighted = sum(iou[a] ** eta * loss for loss, a, _ in positives)
-    z = sum(loss for loss, _, _ in positives) / (weighted + 1e-6)
-    gradient = [[0.0] * len(row) for row in logits]
-    for terms, weight in ((negatives, lambda a: 1.0), (positives, lambda a: z * iou[a] ** eta)):
-        for _, anchor, of_term in terms:
-            for (a, c), value in of_term.items():
-                gradient[a][c] += weight(anchor) * value
-    return sum(loss for loss, _, _ in negatives) + z * weighted, gradient
+    return make_batch(device)
 
 
 def golden_loss(path, case, logits, form="labels"):
@@ -134,7 +74,7 @@ def test_literal_loops_in_every_form(kind, eta, batch):
     is_positive = (labels >= 0) & (labels < NUM_CLASSES)
     if kind == "softmax":
         rows = torch.cat([rows, (torch.arange(40, device=rows.device) % 5 - 2)[:, None]], 1)
-    total, expected = literal(kind, rows.tolist(), flat_labels.tolist(), flat_iou.tolist(), eta)
+    total, expected = literal.iou_balanced(kind, rows.tolist(), flat_labels.tolist(), flat_iou.tolist(), eta)
     expected = torch.tensor(expected, dtype=torch.float64)[:, :NUM_CLASSES].view(logits.shape)
     expected_loss = total / ((labels >= 0).sum() if kind == "softmax" else is_positive.sum()).item()
     forms = [(labels, iou), (labels.to(torch.int16), iou.float()), (labels, iou[is_positive])]
@@ -156,7 +96,7 @@ def test_literal_loops_in_every_form(kind, eta, batch):
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_focal_parameters(alpha, gamma, batch):
     logits, labels, iou = batch
-    total, expected = literal(
+    total, expected = literal.iou_balanced(
         "focal", logits.flatten(0, 1).tolist(), labels.flatten().tolist(), iou.flatten().tolist(), 1.5, alpha, gamma
     )
     loss, gradient = gradient_of(
@@ -280,7 +220,7 @@ def test_edge_cases(kind, labels, num_positives, num_samples, device):
     rows = logits
     if kind == "softmax":
         rows = torch.cat([logits, (torch.arange(len(labels), device=device) % 5 - 2)[:, None]], 1)
-    total, expected = literal(kind, rows.tolist(), labels.tolist(), iou.tolist())
+    total, expected = literal.iou_balanced(kind, rows.tolist(), labels.tolist(), iou.tolist())
     expected = torch.tensor(expected, dtype=torch.float64).view(-1, rows.shape[1])[:, :NUM_CLASSES]
     divisor = max(1, num_samples if kind == "softmax" else num_positives)
     for values in (iou, iou[:num_positives]):
@@ -405,153 +345,3 @@ def test_reference_forward_differentiates_to_its_backward(batch):
     (expected,) = torch.autograd.grad(loss, leaf, upstream)
     actual = reference.cross_entropy_backward(leaf.detach(), labels, iou, scale.detach(), upstream, 1.5, -1)
     assert relative_error(actual, expected) < 1e-12
-
-
-LOGITS, LABELS, IOU = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((LOGITS.long(), LABELS, IOU), {}, TypeError, "logits must have a floating-point dtype; got torch.int64"),
-        ((LOGITS, LABELS.float(), IOU), {}, TypeError, "labels must have an integer dtype; got torch.float32"),
-        ((LOGITS, LABELS[:3], IOU), {}, ValueError, r"must .* shape .*\(4,\).*; got .*\(3,\)"),
-        ((LOGITS, LABELS.to("meta"), IOU), {}, ValueError, "must be on the same device .* cpu; got meta"),
-        ((LOGITS, LABELS, IOU.tolist()), {}, TypeError, "iou must be a tensor; got list"),
-        ((LOGITS, LABELS, IOU.long()), {}, TypeError, "iou must have a floating-point dtype; got torch.int64"),
-        ((LOGITS, LABELS, IOU.view(2, 2)), {}, ValueError, r"iou must have shape \[P\] or \(4,\).*; got \(2, 2\)"),
-        ((LOGITS, LABELS, IOU[:3]), {}, ValueError, r"iou must hold one value for each of the 4 positives.* \(3,\)"),
-        ((LOGITS, LABELS, IOU), {"eta": -1}, ValueError, "eta must be >= 0 and finite; got -1"),
-        ((LOGITS, LABELS, IOU), {"eta": "1"}, TypeError, "eta must be a number; got str"),
-        ((LOGITS, LABELS, IOU), {"avg_factor": 0}, ValueError, "avg_factor must be > 0 and finite; got 0"),
-        ((LOGITS, LABELS, IOU), {"avg_factor": IOU}, ValueError, r"avg_factor must be a .*; got shape \(4,\)"),
-        ((LOGITS, LABELS, IOU), {"avg_factor": "2"}, TypeError, "avg_factor must be a number; got str"),
-        ((LOGITS, LABELS, IOU), {"avg_factor": torch.tensor(True)}, TypeError, "avg_factor must have a real dtype"),
-        (
-            (LOGITS, LABELS, IOU),
-            {"avg_factor": torch.tensor(1.0, device="meta")},
-            ValueError,
-            "avg_factor must be on the same device",
-        ),
-    ],
-)
-def test_bad_arguments(arguments, options, error, message):
-    for loss in (trl.iou_balanced_focal_loss, trl.iou_balanced_bce_loss, trl.iou_balanced_cross_entropy_loss):
-        with pytest.raises(error, match=message):
-            loss(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: trl.IoUBalancedFocalLoss(alpha=1.1), ValueError, "alpha must be >= 0 and <= 1 and finite; got 1.1"),
-        (lambda: trl.IoUBalancedFocalLoss(gamma=-1), ValueError, "gamma must be >= 0 and finite; got -1"),
-        (lambda: trl.IoUBalancedBCELoss(eta=math.nan), ValueError, "eta must be >= 0 and finite; got nan"),
-        (
-            lambda: trl.IoUBalancedCrossEntropyLoss(background=0.5),
-            TypeError,
-            "background must be an integer; got float",
-        ),
-        (lambda: trl.IoUBalancedSmoothL1Loss(beta=-1), ValueError, "beta must be >= 0 and finite; got -1"),
-        (lambda: trl.IoUBalancedSmoothL1Loss(lambda_=-1), ValueError, "lambda_ must be >= 0 and finite; got -1"),
-        (lambda: trl.IoUBalancedSmoothL1Loss(loss_weight=-1), ValueError, "loss_weight must be >= 0 and finite"),
-        (
-            lambda: trl.iou_balanced_cross_entropy_loss(LOGITS, LABELS, IOU, background=3),
-            ValueError,
-            "background must be a channel, -3 to 2; got 3",
-        ),
-        (
-            lambda: trl.iou_balanced_cross_entropy_loss(LOGITS[:, :0], LABELS, IOU),
-            ValueError,
-            r"logits must have shape \[..., K\], K at least 1; got \(4, 0\)",
-        ),
-        (
-            lambda: trl.iou_balanced_smooth_l1_loss(LOGITS, LOGITS[:3], IOU),
-            ValueError,
-            r"target must have the shape of pred, \(4, 3\); got \(3, 3\)",
-        ),
-        (
-            lambda: trl.iou_balanced_smooth_l1_loss(LOGITS[0], LOGITS[0], IOU),
-            ValueError,
-            r"pred must have shape \[P, 4\]; got \(3,\)",
-        ),
-        (
-            lambda: trl.iou_balanced_smooth_l1_loss(LOGITS, LOGITS, IOU[:3]),
-            ValueError,
-            r"iou must have shape \(4,\); got \(3,\)",
-        ),
-    ],
-)
-def test_bad_parameters(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
-
-
-def test_modules(batch):
-    logits, labels, iou = batch
-    rows = torch.cat([logits, logits[..., :1]], -1)
-    focal = trl.IoUBalancedFocalLoss(eta=2.0, alpha=0.5, gamma=1.0)
-    assert repr(focal) == "IoUBalancedFocalLoss(eta=2, alpha=0.5, gamma=1)"
-    expected = trl.iou_balanced_focal_loss(logits, labels, iou, eta=2.0, alpha=0.5, gamma=1.0, avg_factor=3)
-    assert focal(logits, labels, iou, avg_factor=3) == expected
-    bce = trl.IoUBalancedBCELoss(eta=2.0)
-    assert repr(bce) == "IoUBalancedBCELoss(eta=2)"
-    assert bce(logits, labels, iou) == trl.iou_balanced_bce_loss(logits, labels, iou, eta=2.0)
-    softmax_loss = trl.IoUBalancedCrossEntropyLoss(eta=2.0, background=3)
-    assert repr(softmax_loss) == "IoUBalancedCrossEntropyLoss(eta=2, background=3)"
-    assert softmax_loss(rows, labels, iou) == trl.iou_balanced_cross_entropy_loss(rows, labels, iou, eta=2.0)
-    box = trl.IoUBalancedSmoothL1Loss(lambda_=2.0, beta=0.5, loss_weight=3.0)
-    assert repr(box) == "IoUBalancedSmoothL1Loss(lambda_=2, beta=0.5, loss_weight=3)"
-    pred, values = logits[0], iou[0].nan_to_num(0.5)
-    expected = trl.iou_balanced_smooth_l1_loss(pred, -pred, values, lambda_=2.0, beta=0.5, loss_weight=3.0)
-    assert box(pred, -pred, values) == expected
-
-
-def smooth_l1(logits, labels, iou, **options):
-    return trl.iou_balanced_smooth_l1_loss(logits.flatten(0, -2), logits.flatten(0, -2) ** 2, iou.flatten(), **options)
-
-
-@pytest.mark.parametrize("loss", [*LOSSES.values(), smooth_l1])
-def test_double_backward_compile_and_autocast(loss, batch):
-    logits, labels, iou = batch
-    iou = iou.nan_to_num(0.5)
-    leaf = logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(leaf, labels, iou), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
-        gradient.sum().backward()
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    factor = torch.tensor(3.0, device=logits.device)
-    expected, expected_gradient = gradient_of(loss, logits, labels, iou, avg_factor=factor)
-    with torch.autocast(logits.device.type, dtype=torch.bfloat16):
-        for function in (compiled, loss):
-            value, gradient = gradient_of(function, logits, labels, iou, avg_factor=factor)
-            assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-            assert relative_error(gradient, expected_gradient) < 1e-12
-    if loss is not smooth_l1:
-        per_positive = iou[(labels >= 0) & (labels < NUM_CLASSES)]
-        value, _ = gradient_of(torch.compile(loss, fullgraph=True, backend="aot_eager"), logits, labels, per_positive)
-        assert value.item() == pytest.approx(loss(logits, labels, iou).item(), rel=1e-12)
-
-
-def test_operators(batch):
-    logits, labels, iou = batch
-    iou = iou.nan_to_num(0.5)
-    ops = torch.ops.triton_rankloss
-    factor, one = torch.tensor(3.0, device=logits.device), torch.ones((), dtype=torch.float64, device=logits.device)
-    leaf, scale = logits.clone().requires_grad_(), torch.rand(2, dtype=torch.float64, device=logits.device)
-    forward_checks = [
-        (ops.iou_balanced_focal_loss, (leaf, labels, iou, 1.5, 0.75, 0.25, 2.0, None, factor, None)),
-        (ops.iou_balanced_cross_entropy_loss, (leaf, labels % NUM_CLASSES, iou, 1.5, 1, 2.0, None, None)),
-        (ops.iou_balanced_smooth_l1_loss, (leaf[0], logits[0], iou[0], 1.5, 1.0, 1.0, None, factor)),
-    ]
-    for op, arguments in forward_checks:
-        torch.library.opcheck(op, arguments)
-    backward_checks = [
-        (ops.iou_balanced_focal_loss_backward, (logits.half(), labels, iou, scale, one, 1.5, 2.0)),
-        (ops.iou_balanced_cross_entropy_loss_backward, (logits, labels % NUM_CLASSES, iou, scale, one, 1.5, 1)),
-        (ops.iou_balanced_smooth_l1_loss_backward, (logits[0], logits[1], iou[0], one, 1.5, 1.0, 1.0, None, factor)),
-        (ops.spread, (iou[labels >= 0], labels >= 0, "iou")),
-    ]
-    for op, arguments in backward_checks:
-        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from iou_balanced_cases import NUM_CLASSES, gradient_of
 
 import triton_rankloss as trl
 
-NUM_CLASSES = 3
 BOXES = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
 LARGE = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]])  # IoU 1 and 1/4
 
@@ -37,12 +37,6 @@ def softmax(logits, labels, iou=None, **options):
 
 
 CLASSIFICATION = (trl.iou_balanced_focal_loss, trl.iou_balanced_bce_loss, softmax)
-
-
-def gradient_of(loss, leaf, *arguments, **options):
-    leaf = leaf.detach().clone().requires_grad_()
-    value = loss(leaf, *arguments, **options)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
 @pytest.mark.parametrize("per_anchor", [False, True])
