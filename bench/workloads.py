@@ -70,6 +70,7 @@ CPU = (
     Workload("atss-image", (1, 22_000, 80), 156, "trained", relevant=0.1, labels=True),
     Workload("detr-layer", (16, 900, 80), 200, "init", labels=True),
     Workload("lvis-crop", (1, 5_500, 1203), 250, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+    Workload("edges", (50_000, 1), 20_000, "hard"),  # pixels of a map: there are about as many positives as negatives
 )
 
 RETINANET = Workload("retinanet-init", (2, 200_000, 80), 400, "init", labels=True)
@@ -84,6 +85,7 @@ GPU = (
     Workload("proposals", (2048, 81), 500, "init", labels=True),
     Workload("detr-aux", (6, 16, 900, 80), 1200, "init", labels=True),
     Workload("lvis", (16, 22_000, 1203), 4000, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+    Workload("edges", (320_000, 1), 100_000, "hard"),
 )
 
 

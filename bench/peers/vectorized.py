@@ -85,7 +85,8 @@ def rank_sort_loss(
 
 def _ap(positives: Tensor, negatives: Tensor, matrix: Matrix, delta: float) -> Update:
     num = positives.numel()
-    among_positives = step(positives[None, :] - positives[:, None], delta).fill_diagonal_(1).sum(1)
+    # A positive itself counts as 1, where H(0) counted 1/2 or, for the hard step, 1.
+    among_positives = matrix.count(positives, positives, delta) + (0.5 if delta > 0 else 0)
     above = matrix.count(positives, negatives, delta)
     precision = among_positives / (among_positives + above)
     order = positives.argsort()
