@@ -1,6 +1,7 @@
 """The README's snippets run, one after the other as a reader would type them."""
 
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -31,3 +32,22 @@ def test_every_loss_in_the_table_exists():
 def test_links_to_files_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_performance_is_what_the_result_file_says():
+    sys.path.append(str(README.parent))
+    from bench.results_file import load
+
+    results = load([README.parent / "bench" / "results" / "cpu-2core" / "bench.json"])
+    cases = results.cases(results.of())
+    section = README.read_text().split("## Performance")[1].split("\n## ")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
+    ]
+    assert head[1] == "ours, ms"
+    assert rows
+    for name, milliseconds, *ratios in rows:
+        measured = cases["ap", name]
+        assert milliseconds == f"{1e3 * measured['ours'].median:.2g}"
+        for peer, ratio in zip(head[2:], ratios, strict=True):
+            assert ratio == f"{measured[peer].over(measured['ours'])[0]:.2g}", (name, peer)

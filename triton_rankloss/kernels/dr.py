@@ -19,11 +19,11 @@ log N, and small where the weights are, so that their exponents are rounded leas
     partial [6, S, R]    shift, sum of w, sum of w c of the positives, then of the negatives, of every R-th block of s
     state [2, 3, S]      of positives and negatives, (coefficient, shift, mean) of scope s; shift = mean
 
-    owner of outputs     _sums_kernel (r, s): partial[:, s, r];  _finish_kernel, one program: loss and state;
+    owner of outputs     _sums_kernel (r, s): partial[:, s, r];  dr_finish.py: loss and state;
                          _gradient_kernel (b, s): the gradient of block b of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
-    process group        group.py adds up the partial sums of each rank, and _finish_kernel those of all
+    process group        group.py adds up the partial sums of each rank, and dr_finish.py those of all
 """
 
 import math
@@ -36,14 +36,15 @@ from torch import Tensor
 from ..reference.distributed import world_size
 from ..reference.dr import agree
 from ..reference.targets import result_dtype
+from .dr_finish import finish
 from .group import mean_over_images_of_all, tilted_sums_of_all
 from .targets import load_candidates, scopes_of
-from .terms import exponential, log1p, number, reciprocal
+from .terms import exponential, number, reciprocal
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
 # registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
 BLOCK = 1024
-MAX_PROGRAMS = 1024
+MAX_PROGRAMS = 1024  # that read the logits: several for each multiprocessor of today's GPUs
 LARGEST_CENTERED = 96.0
 
 
@@ -123,75 +124,6 @@ def _sums_kernel(
 
 
 @triton.jit
-def _mean(
-    partial_ptr, state_ptr, num_scopes, num_programs, rate, default,
-    SHIFTED: tl.constexpr, ROWS: tl.constexpr, SCOPES: tl.constexpr,
-):  # fmt: skip
-    """(has any, mean, sum of exp(k (p - mean)) or 1 if there is none) of every scope, in float64."""
-    stride = tl.cast(num_scopes, tl.int64) * num_programs
-    s = tl.arange(0, SCOPES)[None, :]
-    exponent = tl.zeros([SCOPES], tl.float64)
-    if SHIFTED:
-        exponent += float("-inf")
-        for start in range(0, num_programs, ROWS):
-            row = start + tl.arange(0, ROWS)[:, None]
-            mask = (row < num_programs) & (s < num_scopes)
-            shift = tl.load(partial_ptr + s * num_programs + row, mask=mask, other=0).to(tl.float64)
-            exponent = tl.maximum(exponent, tl.max(tl.where(mask, rate * shift, float("-inf")), 0))
-    totals = tl.zeros([ROWS, SCOPES], tl.float64)
-    weighteds = tl.zeros([ROWS, SCOPES], tl.float64)
-    for start in range(0, num_programs, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]
-        mask = (row < num_programs) & (s < num_scopes)
-        at = partial_ptr + s * num_programs + row
-        total = tl.load(at + stride, mask=mask, other=0).to(tl.float64)
-        weighted = tl.load(at + 2 * stride, mask=mask, other=0).to(tl.float64)
-        if SHIFTED:
-            shift = tl.load(at, mask=mask, other=0).to(tl.float64)
-            kept = tl.where(mask, tl.exp2(rate * shift - exponent[None, :]), 0)
-            total, weighted = total * kept, weighted * kept
-        totals += total
-        weighteds += weighted
-    total, weighted = tl.sum(totals, 0), tl.sum(weighteds, 0)
-    has_any = total != 0  # NaN is any
-    mean = tl.where(has_any, 0.5 + weighted * (1 / tl.where(has_any, total, 1)), default)
-    # Relative to the mean as backward will read it, which is in the dtype of the state.
-    total *= tl.exp2(exponent - rate * (mean.to(state_ptr.dtype.element_ty).to(tl.float64) - 0.5))
-    return has_any, mean, tl.where(has_any, total, 1)
-
-
-@triton.jit
-def _finish_kernel(
-    partial_ptr, loss_ptr, state_ptr, num_scopes, num_programs,
-    positive_rate: tl.float64, negative_rate: tl.float64, margin: tl.float64, sharpness: tl.float64, scale: tl.float64,
-    SHIFTED: tl.constexpr, ROWS: tl.constexpr, SCOPES: tl.constexpr,
-):  # fmt: skip
-    """Loss and state."""
-    any_positive, positive_mean, positive_total = _mean(
-        partial_ptr, state_ptr, num_scopes, num_programs, positive_rate, 1.0, SHIFTED, ROWS, SCOPES
-    )
-    of_negatives_ptr = partial_ptr + 3 * tl.cast(num_scopes, tl.int64) * num_programs
-    any_negative, negative_mean, negative_total = _mean(
-        of_negatives_ptr, state_ptr, num_scopes, num_programs, negative_rate, 0.0, SHIFTED, ROWS, SCOPES
-    )
-    counts = (any_positive | any_negative).to(tl.float64)
-    share = counts / tl.maximum(tl.sum(counts), 1)
-    excess = sharpness * (negative_mean - positive_mean + margin)
-    e = tl.exp(-tl.abs(excess))
-    softplus = tl.maximum(excess, 0) + log1p(e)
-    tl.store(loss_ptr, tl.sum(share * softplus) * scale)
-    slope = share * sharpness * scale * tl.where(excess < 0, e, 1) * reciprocal(1 + e)
-    s = tl.arange(0, SCOPES)
-    mask = s < num_scopes
-    tl.store(state_ptr + s, -slope / positive_total, mask=mask)
-    tl.store(state_ptr + num_scopes + s, positive_mean, mask=mask)
-    tl.store(state_ptr + 2 * num_scopes + s, positive_mean, mask=mask)
-    tl.store(state_ptr + 3 * num_scopes + s, slope / negative_total, mask=mask)
-    tl.store(state_ptr + 4 * num_scopes + s, negative_mean, mask=mask)
-    tl.store(state_ptr + 5 * num_scopes + s, negative_mean, mask=mask)
-
-
-@triton.jit
 def _gradient_kernel(
     logits_ptr, targets_ptr, state_ptr, upstream_ptr, gradient_ptr, num_candidates,
     positive_k: tl.float64, negative_k: tl.float64,
@@ -228,15 +160,7 @@ def forward(
         agree(logits, margin, pos_lambda, neg_lambda, L, tau, per_image, group)
         if not per_image:
             partial = tilted_sums_of_all(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
-    num_scopes, num_programs = partial.shape[2:]
-    allocate, dtype = logits.new_zeros if partial.numel() == 0 else logits.new_empty, result_dtype(logits)
-    loss, state = allocate((), dtype=dtype), allocate((2, 3, num_scopes), dtype=dtype)
-    if partial.numel() > 0:
-        tile = triton.next_power_of_2(num_scopes)
-        _finish_kernel[1,](
-            partial, loss, state, num_scopes, num_programs, *rates, margin, L, tau / L,
-            SHIFTED=shifted, ROWS=max(1, MAX_PROGRAMS // tile), SCOPES=tile,
-        )  # fmt: skip
+    loss, state = finish(partial, rates, margin, L, tau, shifted, result_dtype(logits))
     if group is None:
         return loss, state
     if per_image:
