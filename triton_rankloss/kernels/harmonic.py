@@ -46,6 +46,17 @@ def harmonic_slopes(c, loc, DETACH: tl.constexpr):
 
 
 @triton.jit
+def add_positives(c, localization_ptr, weights_ptr, i, num_positives, DETACH: tl.constexpr):
+    """h of the positives i, 0 behind the last; stores its derivatives."""
+    there = i < num_positives
+    loc = tl.load(localization_ptr + i, mask=there, other=0).to(c.dtype)
+    of_c, of_loc = harmonic_slopes(c, loc, DETACH)
+    tl.store(weights_ptr + i, of_c, mask=there)
+    tl.store(weights_ptr + num_positives + i, of_loc, mask=there)
+    return tl.where(there, harmonic(c, loc), 0)
+
+
+@triton.jit
 def _harmonic_kernel(c_ptr, loc_ptr, losses_ptr, num_losses, BLOCK: tl.constexpr, COMPUTE: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = tl.load(c_ptr + i, mask=i < num_losses, other=0).to(COMPUTE)

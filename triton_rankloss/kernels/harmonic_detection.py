@@ -29,25 +29,14 @@ from torch import Tensor
 from ..reference.harmonic_detection import check_localization
 from ..reference.targets import result_dtype
 from .balance import MAX_PROGRAMS, divisor, sum_of
-from .harmonic import harmonic, harmonic_slopes
-from .softmax import cross_entropy, num_programs_of, store_gradient, tile_of
-from .targets import TRITON_DTYPE, load_targets, scopes_of
+from .harmonic import add_positives
+from .harmonic_detection_softmax import softmax_sums, store_softmax_gradient
+from .targets import load_targets, scopes_of
 from .terms import finite, focal, focal_slope, number, power_of
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision.
 BLOCK = 1024
 POSITIVES_BLOCK = 128  # one a thread: they are few
-
-
-@triton.jit
-def _add_positives(c, localization_ptr, weights_ptr, i, num_positives, DETACH: tl.constexpr):
-    """h of the positives i, 0 behind the last; stores its derivatives."""
-    there = i < num_positives
-    loc = tl.load(localization_ptr + i, mask=there, other=0).to(c.dtype)
-    of_c, of_loc = harmonic_slopes(c, loc, DETACH)
-    tl.store(weights_ptr + i, of_c, mask=there)
-    tl.store(weights_ptr + num_positives + i, of_loc, mask=there)
-    return tl.where(there, harmonic(c, loc), 0)
 
 
 @triton.jit
@@ -73,39 +62,9 @@ def _sigmoid_sums_kernel(
         positions = tl.load(positions_ptr + i, mask=i < num_positives, other=0)
         x = finite(tl.load(logits_ptr + positions, mask=i < num_positives, other=0), COMPUTE)
         c = positive_weight * focal(x, gamma, POWER)
-        positives += _add_positives(c, localization_ptr, weights_ptr, i, num_positives, DETACH)
+        positives += add_positives(c, localization_ptr, weights_ptr, i, num_positives, DETACH)
     tl.store(partial_ptr + program, tl.sum(negatives))
     tl.store(partial_ptr + num_programs + program, tl.sum(positives))
-
-
-@triton.jit
-def _softmax_sums_kernel(
-    logits_ptr, labels_ptr, positions_ptr, localization_ptr, partial_ptr, weights_ptr, num_rows, num_positives,
-    background,
-    DETACH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Sums over every num_programs-th tile of rows and of positives."""
-    program, num_programs = tl.program_id(0), tl.num_programs(0)
-    negatives = tl.zeros([ROWS], COMPUTE)
-    count = tl.zeros([ROWS], tl.int32)
-    for tile in range(program, tl.cdiv(num_rows, ROWS), num_programs):
-        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
-        negative = labels == background
-        c = cross_entropy(logits_ptr, rows, labels, negative, COLS, NUM_CHANNELS, COMPUTE)
-        negatives += tl.where(negative, c, 0)
-        count += (labels >= 0).to(tl.int32)
-    positives = tl.zeros([ROWS], COMPUTE)
-    for tile in range(program, tl.cdiv(num_positives, ROWS), num_programs):
-        i = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        there = i < num_positives
-        rows = tl.load(positions_ptr + i, mask=there, other=0) // NUM_CHANNELS
-        labels = tl.load(labels_ptr + rows, mask=there, other=0)
-        c = cross_entropy(logits_ptr, rows, labels, there, COLS, NUM_CHANNELS, COMPUTE)
-        positives += _add_positives(c, localization_ptr, weights_ptr, i, num_positives, DETACH)
-    tl.store(partial_ptr + program, tl.sum(negatives))
-    tl.store(partial_ptr + num_programs + program, tl.sum(positives))
-    tl.store(partial_ptr + 2 * num_programs + program, tl.sum(count))
 
 
 @triton.jit
@@ -179,31 +138,6 @@ def _sigmoid_gradient_kernel(
         )  # fmt: skip
 
 
-@triton.jit
-def _softmax_gradient_kernel(
-    logits_ptr, labels_ptr, positions_ptr, scale_ptr, of_positives_ptr, upstream_ptr, gradient_ptr, num_rows,
-    num_positives, background,
-    ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Gradient of a tile of positives, or of the other rows of a tile."""
-    program, num_tiles = tl.program_id(0).to(tl.int64), tl.cdiv(num_positives, ROWS)
-    upstream = tl.load(upstream_ptr).to(COMPUTE)
-    if program < num_tiles:
-        i = program * ROWS + tl.arange(0, ROWS)
-        there = i < num_positives
-        rows = tl.load(positions_ptr + i, mask=there, other=0) // NUM_CHANNELS
-        labels = tl.load(labels_ptr + rows, mask=there, other=0).to(tl.int64)
-        used = there
-        factors = tl.load(of_positives_ptr + i, mask=there, other=0).to(COMPUTE) * upstream
-    else:
-        rows = (program - num_tiles) * ROWS + tl.arange(0, ROWS)
-        labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1).to(tl.int64)
-        used = labels == background
-        there = (rows < num_rows) & (used | (labels < 0))
-        factors = tl.where(used, tl.load(scale_ptr).to(COMPUTE) * upstream, 0)
-    store_gradient(logits_ptr, gradient_ptr, rows, labels, there, used, factors, COLS, NUM_CHANNELS, COMPUTE)
-
-
 def forward(
     logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, activation: str, background: int,
     negative_weight: float, positive_weight: float, gamma: float, detach_factors: bool, avg_number: float | None,
@@ -216,14 +150,7 @@ def forward(
     weights = torch.empty(2, num_positives, **kind)
     listed = positions.contiguous(), localization.contiguous()
     if softmax:
-        num_channels, num_rows = logits.shape[-1], targets.numel()
-        tile = tile_of(num_channels)
-        partial = torch.empty(3, num_programs_of(num_rows, tile), **kind)
-        if num_rows > 0:
-            _softmax_sums_kernel[partial.shape[1],](
-                logits.contiguous(), targets.contiguous(), *listed, partial, weights, num_rows, num_positives,
-                background % num_channels, DETACH=detach_factors, COMPUTE=TRITON_DTYPE[partial.dtype], **tile,
-            )  # fmt: skip
+        partial = softmax_sums(logits, targets, *listed, weights, background, detach_factors)
     else:
         partial = torch.empty(3, min(triton.cdiv(logits.numel(), BLOCK), MAX_PROGRAMS), **kind)
         if logits.numel() > 0:
@@ -249,18 +176,12 @@ def backward(
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() == 0:
         return gradient
-    num_positives = positions.numel()
     state = positions.contiguous(), scale, of_positives.contiguous(), upstream, gradient
     if activation == "softmax":
-        num_channels, num_rows = logits.shape[-1], targets.numel()
-        tile = tile_of(num_channels)
-        grid = triton.cdiv(num_positives, tile["ROWS"]) + triton.cdiv(num_rows, tile["ROWS"])
-        _softmax_gradient_kernel[grid,](
-            logits.contiguous(), targets.contiguous(), *state, num_rows, num_positives, background % num_channels,
-            COMPUTE=TRITON_DTYPE[result_dtype(logits)], **tile,
-        )  # fmt: skip
+        store_softmax_gradient(logits, targets, *state, background)
     else:
         scopes = scopes_of(logits, targets, per_image=False)
+        num_positives = positions.numel()
         grid = triton.cdiv(num_positives, POSITIVES_BLOCK) + triton.cdiv(logits.numel(), BLOCK)
         _sigmoid_gradient_kernel[grid,](
             scopes.logits, scopes.targets, *state, logits.numel(), num_positives, negative_weight, positive_weight,
