@@ -1,39 +1,37 @@
 """The logits as positives and negatives, for losses that take every logit once and need no order among them.
 
-Masks, not positions: nothing that a loss does with them has a data-dependent shape or waits for the device.
+Positives are few, and taken from their positions; negatives are nearly everything, and come in blocks with a mask.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .targets import are_labels, check_per_positive
+from .blocks import blocks
+from .targets import check_per_positive, negative_mask, result_dtype
 
 
-class Candidates(NamedTuple):
-    """Which logits count; the others are ignored. Both bool, of the shape of the logits."""
-
-    is_negative: Tensor
-    is_positive: Tensor
-
-
-def candidates(logits: Tensor, targets: Tensor) -> Candidates:
-    """`logits` [..., C] under `targets` of either form."""
-    if not are_labels(logits, targets):
-        return Candidates(targets == 0, targets > 0)
-    is_positive = is_labelled(logits, targets)
-    return Candidates((targets >= 0).unsqueeze(-1) & ~is_positive, is_positive)
+def finite(logits: Tensor) -> Tensor:
+    """`logits` in the dtype of the result; infinite ones count as large finite ones, which cost much but not NaN."""
+    limit = min(torch.finfo(logits.dtype).max, 1e30)
+    return logits.to(result_dtype(logits)).clamp(-limit, limit)
 
 
-def is_labelled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether a channel is the one that the label names, bool [..., C]."""
-    return labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+def positives(logits: Tensor, positions: Tensor) -> Tensor:
+    """Finite logits [P] at flat `positions`."""
+    return finite(logits.reshape(-1)[positions])
 
 
-def at_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logit that the label names, [..., 1]; for a label that names none, some logit."""
-    return logits.gather(-1, labels.long().clamp(0, logits.shape[-1] - 1).unsqueeze(-1))
+def negatives(logits: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(flat start, finite logits [M], mask of the negatives [M]) of each block; `targets` of either form."""
+    for start, block, block_targets in blocks(logits, targets):
+        yield start, finite(block).reshape(-1), negative_mask(block, block_targets).reshape(-1)
+
+
+def at_positives(values: Tensor, logits: Tensor, positions: Tensor) -> Tensor:
+    """`values` of the shape of the logits, or per anchor, of the positives [P] at flat `positions`."""
+    return values.reshape(-1)[positions if values.shape == logits.shape else positions // logits.shape[-1]]
 
 
 def spread(values: Tensor, is_positive: Tensor, name: str) -> Tensor:
@@ -41,8 +39,3 @@ def spread(values: Tensor, is_positive: Tensor, name: str) -> Tensor:
     positions = is_positive.reshape(-1).nonzero().squeeze(1)
     check_per_positive(values, positions, name)
     return values.new_zeros(is_positive.numel()).index_put((positions,), values).view(is_positive.shape)
-
-
-def per_candidate(values: Tensor, logits: Tensor) -> Tensor:
-    """`values` of the shape of the logits, or per anchor: so that they broadcast against the logits."""
-    return values if values.shape == logits.shape else values.unsqueeze(-1)

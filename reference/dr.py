@@ -18,15 +18,13 @@ With a process group the sums of a scope that all ranks share are added up over 
 number of ranks: their mean over the ranks is then the gradient of the loss.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import distributed
-from .candidates import candidates
-from .targets import accumulation_dtype, result_dtype
+from . import candidates, distributed
+from .targets import accumulation_dtype, positive_positions, result_dtype
 
 
 class Sums(NamedTuple):
@@ -53,11 +51,12 @@ def dr_forward(
     """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes."""
     if group is not None:
         agree(logits, margin, pos_lambda, neg_lambda, L, tau, per_image, group)
-    c = candidates(logits, targets)
-    p = logits.to(result_dtype(logits)).sigmoid()
     shared = None if per_image else group
-    positives = tilted_mean(p, c.is_positive, -1 / pos_lambda, 1.0, per_image, shared)
-    negatives = tilted_mean(p, c.is_negative, 1 / neg_lambda, 0.0, per_image, shared)
+    scopes = list(zip(logits, targets, strict=True)) if per_image else [(logits, targets)]
+    of_positives = joined([sums_of_positives(x, t, -1 / pos_lambda) for x, t in scopes], logits)
+    of_negatives = joined([sums_of_negatives(x, t, 1 / neg_lambda) for x, t in scopes], logits)
+    positives = tilted_mean(of_positives, -1 / pos_lambda, 1.0, shared)
+    negatives = tilted_mean(of_negatives, 1 / neg_lambda, 0.0, shared)
     counts = (positives.has_any | negatives.has_any).to(positives.total.dtype)
     excess = L * (negatives.mean - positives.mean + margin)
     num_ranked, loss = counts.sum(), (counts * torch.logaddexp(torch.zeros_like(excess), excess)).sum() * (tau / L)
@@ -79,14 +78,25 @@ def dr_backward(
     logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
 ) -> Tensor:
     """Gradient of `logits`, in their dtype, from `state` and the upstream gradient of the loss."""
-    c = candidates(logits, targets)
-    of_positives, of_negatives = state.view(*state.shape, *[1] * (logits.dim() - 1))
-    coefficient, shift, mean = torch.where(c.is_positive, of_positives, of_negatives)
-    k = torch.where(c.is_positive, state.new_full((), -1 / pos_lambda), 1 / neg_lambda)
-    scores = logits.to(state.dtype)
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    scopes = zip(logits, targets, gradient, strict=True) if state.shape[2] != 1 else [(logits, targets, gradient)]
+    for number, (scope, its_targets, of_scope) in enumerate(scopes):
+        of_positives, of_negatives = state[..., number]
+        flat = of_scope.view(-1)
+        for start, scores, mask in candidates.negatives(scope, its_targets):
+            slopes = upstream * slope(scores, of_negatives, 1 / neg_lambda)
+            flat[start : start + scores.numel()] = torch.where(mask, slopes, 0)
+        positions = positive_positions(scope, its_targets)
+        slopes = upstream * slope(candidates.positives(scope, positions), of_positives, -1 / pos_lambda)
+        flat[positions] = slopes.to(gradient.dtype)
+    return gradient
+
+
+def slope(scores: Tensor, state: Tensor, k: float) -> Tensor:
+    """Derivative [M] of the loss in logits of one kind, from what `state` [3] keeps of it."""
+    coefficient, shift, mean = state
     p = scores.sigmoid()
-    gradient = coefficient * upstream * (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * (-scores).sigmoid()
-    return torch.where(c.is_positive | c.is_negative, gradient, 0).to(logits.dtype).contiguous()
+    return coefficient * (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * (-scores).sigmoid()
 
 
 def agree(
@@ -99,27 +109,43 @@ def agree(
     distributed.agree("dr_loss", arguments, logits, 0, group)
 
 
-def tilted_mean(p: Tensor, mask: Tensor, k: float, default: float, per_image: bool, group: str | None) -> Mean:
-    """Mean of the masked p of each scope, which the ranks of `group` share, under softmax(k p); or `default`."""
-    shift, total, weighted = tilted_sums(p, mask, k, per_image)
+def tilted_mean(sums: Sums, k: float, default: float, group: str | None) -> Mean:
+    """Mean of the p of each scope, which the ranks of `group` share, under softmax(k p); or `default`."""
     if group is not None:
-        own = torch.stack([shift, total, weighted])
-        everyone = distributed.gather(own, [1] * distributed.world_size(group), group)
-        shift, total, weighted = added(Sums(*everyone), k)
-    has_any = total != 0
-    total = torch.where(has_any, total, 1)
-    return Mean(has_any, torch.where(has_any, weighted / total, default), shift, total)
+        everyone = distributed.gather(torch.stack(sums), [1] * distributed.world_size(group), group)
+        sums = added(Sums(*everyone), k)
+    has_any = sums.total != 0
+    total = torch.where(has_any, sums.total, 1)
+    return Mean(has_any, torch.where(has_any, sums.weighted / total, default), sums.shift, total)
 
 
-def tilted_sums(p: Tensor, mask: Tensor, k: float, per_image: bool) -> Sums:
-    """Sums over the masked p of each scope."""
-    scopes = (p.shape[0], math.prod(p.shape[1:])) if per_image else (1, p.numel())
-    p, mask = p.reshape(scopes), mask.reshape(scopes)
-    shift = largest(p, mask) if k > 0 else 1 - largest(1 - p, mask)
-    weights = torch.where(mask, k * (p - shift.unsqueeze(1)), -torch.inf).exp()
+def sums_of_positives(logits: Tensor, targets: Tensor, k: float) -> Sums:
+    """Sums [1] over the positives of a scope."""
+    return tilted_sums(candidates.positives(logits, positive_positions(logits, targets)).sigmoid(), k)
+
+
+def sums_of_negatives(logits: Tensor, targets: Tensor, k: float) -> Sums:
+    """Sums [1] over the negatives of a scope."""
+    blocks = candidates.negatives(logits, targets)
+    parts = [tilted_sums(torch.where(mask, scores.sigmoid(), -torch.inf), k) for _, scores, mask in blocks]
+    return added(joined(parts, logits), k)
+
+
+def tilted_sums(p: Tensor, k: float) -> Sums:
+    """Sums [1] over p [M]; for k > 0 a p of -inf does not count."""
     dtype = accumulation_dtype(p)
-    weighted = (weights * torch.where(mask, p, 0)).sum(1, dtype=dtype)
-    return Sums(shift.to(dtype), weights.sum(1, dtype=dtype), weighted)
+    if p.numel() == 0:
+        return Sums(p.new_full((1,), float(k < 0), dtype=dtype), *p.new_zeros(2, 1, dtype=dtype))
+    shift = (p.amax() if k > 0 else p.amin()).clamp(min=0).detach()
+    weights = (k * (p - shift)).exp()
+    weighted = (weights * p.clamp(min=0)).sum(dtype=dtype)
+    return Sums(shift.to(dtype).view(1), weights.sum(dtype=dtype).view(1), weighted.view(1))
+
+
+def joined(parts: list[Sums], like: Tensor) -> Sums:
+    """One after the other."""
+    none = like.new_empty(3, 0, dtype=accumulation_dtype(like))
+    return Sums(*torch.cat([none, *(torch.stack(part) for part in parts)], 1))
 
 
 def added(sums: Sums, k: float) -> Sums:
@@ -127,10 +153,3 @@ def added(sums: Sums, k: float) -> Sums:
     shift = sums.shift.max() if k > 0 else sums.shift.min()
     kept = (k * (sums.shift - shift)).exp()
     return Sums(shift.view(1), (kept * sums.total).sum().view(1), (kept * sums.weighted).sum().view(1))
-
-
-def largest(p: Tensor, mask: Tensor) -> Tensor:
-    """Largest masked probability of each scope, 0 without any; a constant, since a shift of p changes no mean."""
-    if p.shape[1] == 0:
-        return p.new_zeros(p.shape[0])
-    return torch.where(mask, p, 0).amax(1).detach()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .candidates import finite
 from .targets import accumulation_dtype, positive_positions
-from .terms import classes, finite, widest_dtype
+from .terms import classes, widest_dtype
 
 
 def harmonic_forward(classification: Tensor, localization: Tensor, detach_factors: bool) -> Tensor:

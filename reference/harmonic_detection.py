@@ -14,8 +14,8 @@ keeps scale and weights = scale (dh/dc_i, dh/dl_i), [2, P].
 import torch
 from torch import Tensor
 
+from . import focal
 from .boxes import box_loss_backward, box_loss_forward
-from .candidates import candidates
 from .harmonic import harmonic_forward, harmonic_slopes
 from .targets import accumulation_dtype, result_dtype
 from .terms import (
@@ -24,9 +24,6 @@ from .terms import (
     cross_entropy_gradient,
     difference,
     divisor,
-    finite,
-    focal,
-    focal_slope,
     smooth_l1,
     smooth_l1_slope,
     widest_dtype,
@@ -73,17 +70,16 @@ def detection_forward(
     dtype = accumulation_dtype(logits)
     if activation == "softmax":
         terms = cross_entropy(logits, targets)
-        at_negatives = torch.where(classes(logits, targets, background)[0], terms, 0)
+        of_negatives = torch.where(classes(logits, targets, background)[0], terms, 0).sum(dtype=dtype)
         c = terms.reshape(-1)[positions // logits.shape[-1]]
         default = (targets >= 0).sum()
     else:
-        is_negative = candidates(logits, targets).is_negative
-        at_negatives = weights[0] * torch.where(is_negative, focal(-finite(logits), gamma), 0)
-        c = weights[1] * focal(finite(logits.reshape(-1)[positions]), gamma)
+        of_negatives = weights[0] * focal.sum_of_negatives(logits, targets, gamma)
+        c = weights[1] * focal.at_positives(logits, positions, gamma)
         default = torch.full((), positions.numel(), device=logits.device)
     c, loc = c.to(dtype), localization.to(dtype)
     scale = 1 / divisor(avg_factor, default.to(dtype)).detach()
-    loss = scale * (at_negatives.sum(dtype=dtype) + harmonic_forward(c, loc, detach_factors).sum())
+    loss = scale * (of_negatives + harmonic_forward(c, loc, detach_factors).sum())
     slopes = torch.stack(harmonic_slopes(c.detach(), loc.detach(), detach_factors))
     return loss.to(result_dtype(logits)), scale.to(result_dtype(logits)), (scale * slopes).to(result_dtype(logits))
 
@@ -98,8 +94,4 @@ def detection_backward(
         rows = torch.where(classes(logits, targets, background)[0], of_negative, 0)
         rows = rows.reshape(-1).index_put((positions // logits.shape[-1],), of_positives).view(rows.shape)
         return cross_entropy_gradient(logits, targets, rows)
-    is_negative = candidates(logits, targets).is_negative
-    gradient = torch.where(is_negative, -weights[0] * of_negative * focal_slope(-finite(logits), gamma), 0)
-    slopes = weights[1] * focal_slope(finite(logits.reshape(-1)[positions]), gamma)
-    gradient = gradient.reshape(-1).index_put((positions,), of_positives * slopes).view(logits.shape)
-    return gradient.to(logits.dtype)
+    return focal.gradient(logits, targets, positions, weights[0] * of_negative, weights[1] * of_positives, gamma)

@@ -24,18 +24,15 @@ Localization, of d = pred - target:
 import torch
 from torch import Tensor
 
-from . import distributed
-from .candidates import candidates, per_candidate
-from .targets import accumulation_dtype
+from . import distributed, focal
+from .candidates import at_positives
+from .targets import accumulation_dtype, positive_positions
 from .terms import (
     classes,
     cross_entropy,
     cross_entropy_gradient,
     difference,
     divisor,
-    focal,
-    focal_slope,
-    signed,
     smooth_l1,
     smooth_l1_slope,
     widest_dtype,
@@ -51,12 +48,11 @@ def focal_forward(
     """(loss, scale [2]); `iou` per anchor, or of the shape of the logits; class `weights` of (negatives, positives)."""
     if group is not None:
         agree_on_focal(logits, eta, weights, gamma, avg_factor, group)
-    c = candidates(logits, targets)
-    terms = focal(signed(logits, c), gamma)
-    at_negatives = torch.where(c.is_negative, terms, 0) * weights[0]
-    at_positives = torch.where(c.is_positive, terms, 0) * weights[1]
-    share = iou_weights(per_candidate(iou, logits), c.is_positive, eta, terms)
-    loss, scale = balance(at_negatives, at_positives, share, avg_factor, c.is_positive.sum(), group)
+    positions = positive_positions(logits, targets)
+    terms = weights[1] * focal.at_positives(logits, positions, gamma)
+    of_negatives = weights[0] * focal.sum_of_negatives(logits, targets, gamma)
+    share = weights_of(at_positives(iou, logits, positions).to(terms.dtype), eta)
+    loss, scale = balance(of_negatives, terms, share, avg_factor, positions.numel(), group)
     return loss, torch.stack([weights[0] * scale[0], weights[1] * scale[1]])
 
 
@@ -64,12 +60,10 @@ def focal_backward(
     logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
 ) -> Tensor:
     """Gradient of `logits`, in their dtype, from `scale` and the upstream gradient of the loss."""
-    c = candidates(logits, targets)
     of_negative, of_positive = (scale * upstream).unbind()
-    slopes = focal_slope(signed(logits, c), gamma)
-    share = iou_weights(per_candidate(iou, logits), c.is_positive, eta, slopes)
-    factors = torch.where(c.is_negative, -of_negative, of_positive * share)
-    return torch.where(c.is_negative | c.is_positive, factors * slopes, 0).to(logits.dtype).contiguous()
+    positions = positive_positions(logits, targets)
+    share = weights_of(at_positives(iou, logits, positions).to(scale.dtype), eta)
+    return focal.gradient(logits, targets, positions, of_negative, of_positive * share, gamma)
 
 
 def cross_entropy_forward(
@@ -81,9 +75,9 @@ def cross_entropy_forward(
         agree_on_cross_entropy(logits, eta, background, avg_factor, group)
     is_background, is_positive = classes(logits, labels, background)
     terms = cross_entropy(logits, labels)
-    at_background, at_positives = torch.where(is_background, terms, 0), torch.where(is_positive, terms, 0)
-    share = iou_weights(iou, is_positive, eta, terms)
-    return balance(at_background, at_positives, share, avg_factor, (labels >= 0).sum(), group)
+    share = weights_of(iou[is_positive].to(terms.dtype), eta)
+    of_background = torch.where(is_background, terms, 0).sum(dtype=accumulation_dtype(logits))
+    return balance(of_background, terms[is_positive], share, avg_factor, (labels >= 0).sum(), group)
 
 
 def cross_entropy_backward(
@@ -92,8 +86,8 @@ def cross_entropy_backward(
     """Gradient of `logits`, in their dtype, from `scale` and the upstream gradient of the loss."""
     is_background, is_positive = classes(logits, labels, background)
     of_background, of_positive = (scale * upstream).unbind()
-    share = iou_weights(iou, is_positive, eta, scale)
-    rows = torch.where(is_background, of_background, torch.where(is_positive, of_positive * share, 0))
+    rows = torch.where(is_background, of_background, torch.zeros_like(of_background))
+    rows[is_positive] = of_positive * weights_of(iou[is_positive].to(rows.dtype), eta)
     return cross_entropy_gradient(logits, labels, rows)
 
 
@@ -118,22 +112,24 @@ def smooth_l1_backward(
 
 
 def balance(
-    at_negatives: Tensor, at_positives: Tensor, share: Tensor, avg_factor: float | Tensor | None, default: Tensor,
-    group: str | None,
+    of_negatives: Tensor, at_positives: Tensor, share: Tensor, avg_factor: float | Tensor | None,
+    default: int | Tensor, group: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, scale [2]) of the terms, 0 where they do not count, and u_i^eta of the positives."""
-    dtype = accumulation_dtype(at_negatives)
-    negatives, positives = at_negatives.sum(dtype=dtype), at_positives.sum(dtype=dtype)
-    weighted, default = (share * at_positives).sum(dtype=dtype), default.to(dtype)
-    if group is not None:
-        sums = torch.stack([negatives, positives, weighted, default])
-        negatives, positives, weighted, default = distributed.total(sums, group)
-    z = (positives / (weighted + EPS)).detach()
-    by = divisor(avg_factor, default).detach()
-    loss, scale = (negatives + z * weighted) / by, torch.stack([1 / by, z / by])
+    """(loss, scale [2]) of the sum of the negatives' terms, and the terms [P] of the positives and their u_i^eta."""
+    dtype = of_negatives.dtype
+    sums = torch.stack([
+        of_negatives,
+        at_positives.sum(dtype=dtype),
+        (share * at_positives).sum(dtype=dtype),
+        torch.as_tensor(default, dtype=dtype, device=of_negatives.device),
+    ])  # fmt: skip
+    of_negatives, of_positives, weighted, count = sums if group is None else distributed.total(sums, group)
+    z = (of_positives / (weighted + EPS)).detach()
+    by = divisor(avg_factor, count).detach()
+    loss, scale = (of_negatives + z * weighted) / by, torch.stack([1 / by, z / by])
     if group is not None:
         scale *= distributed.world_size(group)
-    return loss.to(at_negatives.dtype), scale.to(at_negatives.dtype)
+    return loss.to(at_positives.dtype), scale.to(at_positives.dtype)
 
 
 def agree_on_focal(
@@ -161,11 +157,6 @@ def smooth_l1_divisor(
     arguments = {"lambda_": lambda_, "beta": beta, "loss_weight": loss_weight, "avg_factor": avg_factor}
     sizes = distributed.agree("iou_balanced_smooth_l1_loss", arguments, pred, pred.shape[0], group)
     return divisor(avg_factor, pred.new_full((), sum(sizes), dtype=accumulation_dtype(pred)))
-
-
-def iou_weights(iou: Tensor, is_positive: Tensor, eta: float, like: Tensor) -> Tensor:
-    """u_i^eta at positives, 0 elsewhere: what is given for other anchors is not looked at."""
-    return torch.where(is_positive, weights_of(iou.to(like.dtype), eta), 0)
 
 
 def weights_of(iou: Tensor, exponent: float) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import distributed
+from .blocks import blocks
 from .ranking import Count, Transport
-from .targets import accumulation_dtype, are_labels, negative_mask, positive_positions, result_dtype
+from .targets import accumulation_dtype, negative_mask, positive_positions, result_dtype
 
-BLOCK = 2**18  # logits at a time: temporaries that fit in caches, and cost a CPU no fresh pages each time
 LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
 
 
@@ -96,15 +96,6 @@ def relevant_negatives(
 def most(mask: Tensor) -> bool:
     """Whether it costs less to work on everything than to pick what is in the mask."""
     return 2 * int(mask.count_nonzero()) > mask.numel()
-
-
-def blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(flat start, logits, targets) of consecutive parts of about BLOCK logits; those of labels hold whole anchors."""
-    width = logits.shape[-1] if are_labels(logits, targets) else 1
-    rows = logits.reshape(targets.numel(), width) if are_labels(logits, targets) else logits.reshape(-1)
-    num_rows = max(1, BLOCK // width)
-    for number, parts in enumerate(zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)):
-        yield number * num_rows * width, *parts
 
 
 def own_positions(batch: Batch) -> Tensor:

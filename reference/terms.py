@@ -1,34 +1,11 @@
-"""Terms that several losses share, each with its derivative: focal and binary cross-entropy, softmax, smooth L1."""
+"""Terms that several losses share, each with its derivative: softmax cross-entropy, smooth L1."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from .candidates import Candidates, at_label, is_labelled
-from .targets import accumulation_dtype, result_dtype
-
-
-def finite(logits: Tensor) -> Tensor:
-    """`logits` in the dtype of the result; infinite ones count as large finite ones, which cost much but not NaN."""
-    limit = min(torch.finfo(logits.dtype).max, 1e30)
-    return logits.to(result_dtype(logits)).clamp(-limit, limit)
-
-
-def signed(logits: Tensor, c: Candidates) -> Tensor:
-    """s: the finite logits, with the opposite sign where they are not positives."""
-    scores = finite(logits)
-    return torch.where(c.is_positive, scores, -scores)
-
-
-def focal(score: Tensor, gamma: float) -> Tensor:
-    """sigmoid(-s)^gamma softplus(-s): the focal loss of a positive with logit s, of a negative with logit -s."""
-    return -torch.sigmoid(-score).pow(gamma) * logsigmoid(score)
-
-
-def focal_slope(score: Tensor, gamma: float) -> Tensor:
-    """Derivative of `focal` in s: -sigmoid(-s)^gamma (gamma sigmoid(s) softplus(-s) + sigmoid(-s))."""
-    missing = torch.sigmoid(-score)
-    return missing.pow(gamma) * (gamma * torch.sigmoid(score) * logsigmoid(score) - missing)
+from .blocks import blocks
+from .candidates import finite
+from .targets import accumulation_dtype
 
 
 def classes(logits: Tensor, labels: Tensor, background: int) -> tuple[Tensor, Tensor]:
@@ -39,15 +16,30 @@ def classes(logits: Tensor, labels: Tensor, background: int) -> tuple[Tensor, Te
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """log(sum_c exp(x_c)) - x_label, [...]; NaN for a label beyond the last channel, anything for one below 0."""
-    terms = -at_label(finite(logits).log_softmax(-1), labels).squeeze(-1)
-    return torch.where(labels >= logits.shape[-1], torch.nan, terms)
+    parts = [
+        -finite(block).log_softmax(-1).gather(-1, channels(block_labels, logits.shape[-1])).squeeze(-1)
+        for _, block, block_labels in blocks(logits, labels)
+    ]
+    return torch.where(labels >= logits.shape[-1], torch.nan, torch.cat(parts).view(labels.shape))
 
 
 def cross_entropy_gradient(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
     """rows (softmax(x)_c - [c = label]), in the dtype of the logits; rows [...] are 0 where they do not count."""
-    rows = torch.where(labels >= logits.shape[-1], torch.nan, rows).unsqueeze(-1)
-    slopes = finite(logits).softmax(-1) - is_labelled(logits, labels).to(rows.dtype)
-    return torch.where(rows == 0, 0, rows * slopes).to(logits.dtype).contiguous()
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format).flatten(0, -2)
+    rows = torch.where(labels >= logits.shape[-1], torch.nan, rows).reshape(-1, 1)
+    first = 0
+    for _, block, block_labels in blocks(logits, labels):
+        part = slice(first, first := first + block_labels.numel())
+        slopes, own = finite(block).softmax(-1), channels(block_labels, logits.shape[-1])
+        slopes.scatter_add_(-1, own, slopes.new_full((), -1).expand(own.shape))
+        torch.mul(slopes, rows[part], out=gradient[part])
+    gradient[(rows.squeeze(1) == 0).nonzero().squeeze(1)] = 0  # also where a logit is NaN
+    return gradient.view(logits.shape)
+
+
+def channels(labels: Tensor, num_channels: int) -> Tensor:
+    """The channel that each label names, [..., 1]; for a label that names none, some channel."""
+    return labels.long().clamp(0, num_channels - 1).unsqueeze(-1)
 
 
 def smooth_l1(d: Tensor, beta: float) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from literal import step
 
 import triton_rankloss as trl
-from triton_rankloss.reference import ranking, scopes as scopes_of
+from triton_rankloss.reference import blocks, ranking
 from triton_rankloss.reference.kinks import Kinks
 
 
@@ -86,7 +86,7 @@ def test_float16_scores_are_counted_exactly():
 @pytest.mark.parametrize("form", ["dense", "labels"])
 def test_blocks_of_any_kind_add_up_to_ap_loss(form, kind, delta, monkeypatch):
     # Blocks of 16 logits and grids of 12 cells: narrow blocks with one bin, mixed ones, masked and picked ones.
-    monkeypatch.setattr(scopes_of, "BLOCK", 16)
+    monkeypatch.setattr(blocks, "BLOCK", 16)
     monkeypatch.setattr(Kinks, "_num_cells", 12)
     num_anchors, num_classes = 40, 4
     labels = torch.full((num_anchors,), num_classes)

@@ -1,0 +1,18 @@
+"""Logits in blocks: temporaries that fit in caches, and cost a CPU no fresh pages each time."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from .targets import are_labels
+
+BLOCK = 2**18  # logits at a time
+
+
+def blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(flat start, logits, targets) of consecutive parts of about BLOCK logits; those of labels hold whole anchors."""
+    width = logits.shape[-1] if are_labels(logits, targets) else 1
+    rows = logits.reshape(targets.numel(), width) if are_labels(logits, targets) else logits.reshape(-1)
+    num_rows = max(1, BLOCK // max(1, width))
+    for number, parts in enumerate(zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)):
+        yield number * num_rows * width, *parts
