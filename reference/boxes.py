@@ -19,110 +19,134 @@ sizes on the other axis:
     dI/da1 = -o' [a1 > b1]     d|a|/da1 = -s'     dC/da1 = -e' [a1 < b1]     dD/da1 = -2 e [a1 < b1]
     dU = d|a| - dI,   dIoU = (dI - IoU dU) / (U + eps),   dd/da1 = dd/da2 = a's centre - b's
     d theta_a = (height d width - width d height) / (width^2 + height^2)
-where [x < y] is 1/2 for x = y, as in torch.maximum: so the gradient of 1 - IoU is 0 where a = b.
+where [x < y] is 1/2 for x = y, as in torch.maximum: so the gradient of 1 - IoU is 0 where a = b. With the sign of
+a1 - b1 and a2 - b2 that is [a1 < b1] = (1 - sign) / 2 and [a2 > b2] = (1 + sign) / 2.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from . import blocks
 from .targets import accumulation_dtype
 from .terms import widest_dtype
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """IoU of boxes [..., 4] in pairs: [...]."""
-    intersection, union = intersection_and_union(*corners(boxes1), *corners(boxes2))
+    a, b = corners(boxes1), corners(boxes2)
+    intersection = area(overlap(a, b))
+    union = area(size(a)) + area(size(b)) - intersection
     return (intersection / (union + eps)).to(widest_dtype(boxes1, boxes2))
 
 
 def box_loss_forward(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
     """Losses [...] of boxes [..., 4] in pairs; `kind` is a name at the top of this file."""
-    a1, a2 = corners(boxes1)
-    b1, b2 = corners(boxes2)
-    intersection, union = intersection_and_union(a1, a2, b1, b2)
+    losses = [losses_of(corners(a), corners(b), kind, gamma, eps) for a, b in in_blocks(boxes1, boxes2)]
+    return torch.cat(losses).view(boxes1.shape[:-1]).to(widest_dtype(boxes1, boxes2))
+
+
+def losses_of(a: Tensor, b: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
+    """Losses [M] of corners [2, 2, M]."""
+    intersection = area(overlap(a, b))
+    union = area(size(a)) + area(size(b)) - intersection
     iou = intersection / (union + eps)
-    loss = (1 + iou).pow(gamma) * (1 - iou) if kind == "harmonic" else 1 - iou
-    around = (torch.maximum(a2, b2) - torch.minimum(a1, b1)).clamp(min=0)
+    if kind == "harmonic":
+        return (1 + iou).pow(gamma) * (1 - iou)
+    loss = 1 - iou
+    around = enclosing(a, b).clamp(min=0)
     if kind == "giou":
-        area = product(around)
-        loss = loss + (area - union) / (area + eps)
+        loss = loss + (area(around) - union) / (area(around) + eps)
     if kind in ("diou", "ciou"):
-        distance = ((a1 + a2 - b1 - b2) / 2).square().sum(-1)
-        loss = loss + distance / (around.square().sum(-1) + eps)
+        loss = loss + center_offset(a, b).square().sum(0) / (around.square().sum(0) + eps)
     if kind == "ciou":
-        v = aspect_difference(a1, a2, b1, b2).square()
+        v = aspect_difference(size(a), size(b)).square()
         loss = loss + (v / (1 - iou + v + eps)).detach() * v
-    return loss.to(widest_dtype(boxes1, boxes2))
+    return loss
 
 
 def box_loss_backward(boxes1: Tensor, boxes2: Tensor, upstream: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
     """Gradient of `boxes1`, in its dtype, from the upstream gradient [...] of the losses."""
-    a1, a2 = corners(boxes1)
-    b1, b2 = corners(boxes2)
-    size = (a2 - a1).clamp(min=0)
-    overlap = torch.minimum(a2, b2) - torch.maximum(a1, b1)
-    overlap = torch.where((overlap > 0).all(-1, keepdim=True), overlap, 0)
-    around = torch.maximum(a2, b2) - torch.minimum(a1, b1)
-    not_empty = (a2 >= a1, a2 >= a1)
-    outside = (less(a1, b1) * (around >= 0), less(b2, a2) * (around >= 0))
-    around = around.clamp(min=0)
+    gradient = torch.empty_like(boxes1, memory_format=torch.contiguous_format)
+    for a, b, of_losses, of_a in in_blocks(boxes1, boxes2, upstream.unsqueeze(-1), gradient):
+        slopes = slopes_of(corners(a), corners(b), kind, gamma, eps).mul_(of_losses.squeeze(1))
+        of_a.copy_(slopes.flatten(0, 1).t())
+    return gradient
 
-    intersection, union = (x.unsqueeze(-1) for x in intersection_and_union(a1, a2, b1, b2))
+
+def slopes_of(a: Tensor, b: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
+    """Derivatives of the losses in a, both [2, 2, M]."""
+    ends = a.new_tensor([-1, 1]).view(2, 1, 1)  # derivatives of a length in the coordinates of its ends
+    outer = (a - b).sign().add_(ends).mul_(0.5)  # the same of the box around both; of the intersection, ends - outer
+    shared, own = overlap(a, b), size(a)
+    intersection = area(shared)
+    union = area(own) + area(size(b)) - intersection
     iou = intersection / (union + eps)
-    d_intersection = at_ends(overlap.flip(-1), less(b1, a1), less(a2, b2))
-    d_union = at_ends(size.flip(-1), *not_empty) - d_intersection
-    d_iou = (d_intersection - iou * d_union) / (union + eps)
-    slope = gamma * (1 + iou).pow(gamma - 1) * (1 - iou) - (1 + iou).pow(gamma) if kind == "harmonic" else -1
-    gradient = slope * d_iou
+    not_empty = a[1] >= a[0]
+    d_intersection = torch.where(intersection > 0, shared.flip(0), 0) * (ends - outer)
+    d_union = torch.where(not_empty, own.flip(0), 0) * ends - d_intersection
+    d_iou = torch.addcmul(d_intersection, iou, d_union, value=-1).div_(union + eps)
+    if kind == "harmonic":
+        return (gamma * (1 + iou).pow(gamma - 1) * (1 - iou) - (1 + iou).pow(gamma)) * d_iou
+    reach = enclosing(a, b)
+    around = reach.clamp(min=0)
+    slopes = d_iou.neg_()
     if kind == "giou":  # (C - U) / (C + eps) is 1 - (U + eps) / (C + eps)
-        area = product(around).unsqueeze(-1) + eps
-        gradient = gradient + ((union + eps) / area * at_ends(around.flip(-1), *outside) - d_union) / area
+        d_around = torch.where(reach >= 0, around.flip(0), 0) * outer
+        c = area(around) + eps
+        slopes += d_around.mul_((union + eps) / c).sub_(d_union).div_(c)
     if kind in ("diou", "ciou"):
-        offset = (a1 + a2 - b1 - b2) / 2
-        diagonal = around.square().sum(-1, keepdim=True) + eps
-        ratio = offset.square().sum(-1, keepdim=True) / diagonal
-        gradient = gradient + (torch.cat([offset, offset], -1) - ratio * at_ends(2 * around, *outside)) / diagonal
+        offset, diagonal = center_offset(a, b), around.square().sum(0) + eps
+        ratio = offset.square().sum(0) / diagonal
+        slopes += (offset - ratio * 2 * around * outer) / diagonal
     if kind == "ciou":
-        difference = aspect_difference(a1, a2, b1, b2).unsqueeze(-1)
+        difference = aspect_difference(own, size(b))
         v = difference.square()
-        turn = size.flip(-1) * size.new_tensor([1, -1]) / size.square().sum(-1, keepdim=True)
-        turn = torch.where((size == 0).all(-1, keepdim=True), 0, turn)  # a point has no angle
-        gradient = gradient - v / (1 - iou + v + eps) * difference * (4 / math.pi) * at_ends(turn, *not_empty)
-    return (upstream.unsqueeze(-1) * gradient).to(boxes1.dtype)
+        turn = own.flip(0) * own.new_tensor([[1], [-1]]) / own.square().sum(0)
+        turn = torch.where((own == 0).all(0), 0, turn)  # a point has no angle
+        slopes -= v / (1 - iou + v + eps) * difference * (4 / math.pi) * torch.where(not_empty, turn, 0) * ends
+    return slopes
 
 
-def corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """(x1, y1) and (x2, y2), each [..., 2]."""
-    boxes = boxes.to(accumulation_dtype(boxes))
-    return boxes[..., :2], boxes[..., 2:]
+def in_blocks(*values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Values [..., D] of the boxes as consecutive [M, D]; a box takes the room of eight logits, in float64."""
+    rows = (tensor.reshape(-1, tensor.shape[-1]).split(max(1, blocks.BLOCK // 8)) for tensor in values)
+    return zip(*rows, strict=True)
 
 
-def intersection_and_union(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas [...] of the intersection and of the union."""
-    overlap = torch.minimum(a2, b2) - torch.maximum(a1, b1)
-    intersection = torch.where((overlap > 0).all(-1), product(overlap), 0)
-    return intersection, product((a2 - a1).clamp(min=0)) + product((b2 - b1).clamp(min=0)) - intersection
+def corners(boxes: Tensor) -> Tensor:
+    """((x1, y1), (x2, y2)) of boxes [..., 4], [2, 2, ...]: with the boxes last, whose arithmetic is fastest so."""
+    coordinates = boxes.movedim(-1, 0).to(accumulation_dtype(boxes), memory_format=torch.contiguous_format)
+    return coordinates.unflatten(0, (2, 2))
 
 
-def aspect_difference(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
+def size(box: Tensor) -> Tensor:
+    """(width, height) of corners [2, 2, ...], at least 0: [2, ...]."""
+    return (box[1] - box[0]).clamp(min=0)
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """(width, height) of the intersection, at least 0."""
+    return (torch.minimum(a[1], b[1]) - torch.maximum(a[0], b[0])).clamp(min=0)
+
+
+def enclosing(a: Tensor, b: Tensor) -> Tensor:
+    """(width, height) of the smallest box around both, below 0 where both have x2 < x1."""
+    return torch.maximum(a[1], b[1]) - torch.minimum(a[0], b[0])
+
+
+def center_offset(a: Tensor, b: Tensor) -> Tensor:
+    """(x, y) from the centre of b to that of a."""
+    return (a - b).sum(0) / 2
+
+
+def aspect_difference(size_a: Tensor, size_b: Tensor) -> Tensor:
     """2 (theta_b - theta_a) / pi, from -1 to 1."""
-    width_a, height_a = (a2 - a1).clamp(min=0).unbind(-1)
-    width_b, height_b = (b2 - b1).clamp(min=0).unbind(-1)
-    return (torch.atan2(width_b, height_b) - torch.atan2(width_a, height_a)) * (2 / math.pi)
+    return (torch.atan2(*size_b) - torch.atan2(*size_a)) * (2 / math.pi)
 
 
-def product(size: Tensor) -> Tensor:
+def area(size: Tensor) -> Tensor:
     """Width times height."""
-    return size[..., 0] * size[..., 1]
-
-
-def less(x: Tensor, y: Tensor) -> Tensor:
-    """[x < y], 1/2 where they are equal."""
-    return ((x < y).to(x.dtype) + (x <= y).to(x.dtype)) / 2
-
-
-def at_ends(slope: Tensor, at_lower: Tensor, at_upper: Tensor) -> Tensor:
-    """Gradient [..., 4] of a length with derivative `slope`: minus at its lower end, plus at its upper end."""
-    return torch.cat([-slope * at_lower, slope * at_upper], -1)
+    return size[0] * size[1]
