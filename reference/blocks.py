@@ -6,7 +6,9 @@ from torch import Tensor
 
 from .targets import are_labels
 
-BLOCK = 2**18  # logits at a time
+# Logits at a time: of 2**15 to 2**23, AP Loss with all and with 1 % relevant took least with 2**19 on two cores, where
+# smaller blocks spend their time on starting operations and larger ones on fresh memory.
+BLOCK = 2**19
 
 
 def blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -79,7 +79,7 @@ def finite(scores: Tensor) -> Tensor:
 def relevant_negatives(
     logits: Tensor, targets: Tensor, positives: Tensor, delta: float
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(flat start, scores, mask of the negatives that some positive can see) of each block of logits.
+    """(flat start, logits [M], mask of the negatives that some positive can see [M]) of each block of logits.
 
     NaN counts as seen, so that it reaches the loss.
     """
@@ -87,15 +87,16 @@ def relevant_negatives(
         return
     lowest = positives.min() - delta
     for start, block, block_targets in blocks(logits, targets):
-        scores = finite(block).reshape(-1)
+        scores = (block if block.dtype == torch.float64 else block.float()).reshape(-1)
         mask = ~(scores < lowest)
         mask &= negative_mask(block, block_targets).reshape(-1)
         yield start, scores, mask
 
 
 def most(mask: Tensor) -> bool:
-    """Whether it costs less to work on everything than to pick what is in the mask."""
-    return 2 * int(mask.count_nonzero()) > mask.numel()
+    """Whether it costs less to work on everything than to pick what is in the mask, judged by a sample of it."""
+    sample = mask[::64]
+    return 2 * int(sample.count_nonzero()) > sample.numel()
 
 
 def own_positions(batch: Batch) -> Tensor:
@@ -118,9 +119,9 @@ def negatives_above(scope: Scope, delta: float) -> Tensor:
     counted = Count(scope.positives, delta, result_dtype(scope.logits))
     for _, scores, mask in relevant_negatives(scope.logits, scope.targets, scope.positives, delta):
         if most(mask):
-            counted.add(scores, mask=mask)
+            counted.add(finite(scores), mask=mask)
         else:
-            counted.add(scores[mask])
+            counted.add(finite(scores[mask]))
     above = counted.above()
     return above if scope.group is None else distributed.total(above, scope.group)
 
@@ -203,10 +204,10 @@ def transport_to_logits(
         carried = Transport(positives, weights[first:last], delta, result_dtype(logits))
         for start, scores_, mask in relevant_negatives(logits[image], targets[image], positives, delta):
             if most(mask):
-                of_scope[start : start + mask.numel()] = torch.where(mask, carried(scores_), 0).to(gradient.dtype)
+                of_scope[start : start + mask.numel()] = torch.where(mask, carried(finite(scores_)), 0).to(gradient.dtype)
             else:
                 found = mask.nonzero().squeeze(1)
-                of_scope[start + found] = carried(scores_[found]).to(gradient.dtype)
+                of_scope[start + found] = carried(finite(scores_[found])).to(gradient.dtype)
     own = positions[: bounds[-1]] >= 0
     updates = (upstream @ updates.to(dtype))[: bounds[-1]]
     gradient.view(-1)[positions[: bounds[-1]][own]] = updates[own].to(gradient.dtype)
