@@ -86,6 +86,7 @@ def relevant_negatives(
     if positives.numel() == 0 or logits.numel() == 0:
         return
     lowest = positives.min() - delta
+    lowest = torch.where(lowest < -LARGEST_SCORE, -torch.inf, lowest)  # among scores not yet made finite
     for start, block, block_targets in blocks(logits, targets):
         scores = (block if block.dtype == torch.float64 else block.float()).reshape(-1)
         mask = ~(scores < lowest)
@@ -202,12 +203,13 @@ def transport_to_logits(
         image = (scope,) if len(bounds) > 2 else ()
         positives, of_scope = scores[first:last].to(dtype), gradient[image].view(-1)
         carried = Transport(positives, weights[first:last], delta, result_dtype(logits))
-        for start, scores_, mask in relevant_negatives(logits[image], targets[image], positives, delta):
+        for start, block, mask in relevant_negatives(logits[image], targets[image], positives, delta):
             if most(mask):
-                of_scope[start : start + mask.numel()] = torch.where(mask, carried(finite(scores_)), 0).to(gradient.dtype)
+                received = torch.where(mask, carried(finite(block)), 0)
+                of_scope[start : start + mask.numel()] = received.to(gradient.dtype)
             else:
                 found = mask.nonzero().squeeze(1)
-                of_scope[start + found] = carried(finite(scores_[found])).to(gradient.dtype)
+                of_scope[start + found] = carried(finite(block[found])).to(gradient.dtype)
     own = positions[: bounds[-1]] >= 0
     updates = (upstream @ updates.to(dtype))[: bounds[-1]]
     gradient.view(-1)[positions[: bounds[-1]][own]] = updates[own].to(gradient.dtype)
