@@ -76,7 +76,7 @@ def _accuracy(rows: list[Row], results: Results):
     if not wanted:
         return None
     plot = Figure(figsize=(3.1 * len(wanted), 3.6), layout="constrained")
-    panels = plot.subplots(1, len(wanted), sharey=True, squeeze=False)[0]
+    panels = plot.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, wanted, strict=True):
         found = [row for row in rows if row.workload == name]
         for row in found:
