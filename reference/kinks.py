@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class _Grid(NamedTuple):
-    """Cells of equal width over the kinks; the first and the last are for what lies outside, and some for NaN."""
+    """Cells of equal width over the kinks; the first and the last are for what lies outside, NaN above as in a sort."""
 
     low: Tensor
     scale: Tensor
@@ -21,7 +21,7 @@ class _Grid(NamedTuple):
 
     def cell(self, x: Tensor) -> Tensor:
         """Monotone in x, rounding included."""
-        return x.sub(self.low).mul_(self.scale).add_(1).clamp_(0, self.last).int().clamp_(0, self.last)
+        return x.sub(self.low).mul_(self.scale).add_(1).clamp_(0, self.last).nan_to_num_(nan=self.last).int()
 
 
 class Kinks:

@@ -119,3 +119,21 @@ def test_offsets_from_kinks_that_float32_cannot_hold():
     candidates = torch.tensor([1e9 - 64, 1e9, 1e9, 1e9 + 64])
     assert ranking.count(candidates, positives, 1.0).tolist() == [0.5 + 0.5 + 1]
     assert ranking.transport(candidates, positives, positives.new_ones(1), 1.0).tolist() == [0, 0.5, 0.5, 1]
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0])
+@pytest.mark.parametrize("num_cells", [12, 10_000])  # looked up in a table, or searched for
+@pytest.mark.parametrize("spread", [0.01, 3.0])  # all in one bin, or in many
+def test_nan_counts_unless_it_is_masked(spread, num_cells, delta, monkeypatch):
+    monkeypatch.setattr(Kinks, "_num_cells", num_cells)
+    positives, negatives = spread * torch.randn(5).double(), spread * torch.randn(100).double()
+    negatives[7] = torch.nan
+    mask = ~negatives.isnan()
+    for masks in ({}, {"mask": torch.ones(100, dtype=torch.bool)}):
+        counted = ranking.Count(positives, delta, torch.float64)
+        counted.add(negatives, **masks)
+        assert counted.above().isnan().all()
+    counted = ranking.Count(positives, delta, torch.float64)
+    counted.add(negatives, mask=mask)
+    expected = literal_count(negatives[mask].tolist(), positives.tolist(), delta)
+    assert counted.above().tolist() == pytest.approx(expected, rel=1e-12)

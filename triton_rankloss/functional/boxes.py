@@ -90,7 +90,9 @@ def iou_of(
         check_float_tensor("iou", iou, like=like)
         return iou.detach(), "iou"
     if iou is not None or pred_boxes is None or target_boxes is None:
-        raise ValueError("give either iou, or pred_boxes and target_boxes")
+        arguments = {"iou": iou, "pred_boxes": pred_boxes, "target_boxes": target_boxes}
+        given = " and ".join(name for name, value in arguments.items() if value is not None)
+        raise ValueError(f"give either iou, or pred_boxes and target_boxes; got {given or 'none of them'}")
     check_boxes("pred_boxes", pred_boxes, like=like)
     check_boxes("target_boxes", target_boxes, like=like, shape=pred_boxes.shape)
     return 1 - box_iou_loss(pred_boxes.detach(), target_boxes.detach()), "the IoU of pred_boxes and target_boxes"
