@@ -1,5 +1,6 @@
-"""The README's snippets run, one after the other as a reader would type them."""
+"""The README: its snippets run, its links lead somewhere, its numbers are those of the committed result files."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -51,3 +52,15 @@ def test_performance_is_what_the_result_file_says():
         assert milliseconds == f"{1e3 * measured['ours'].median:.2g}"
         for peer, ratio in zip(head[2:], ratios, strict=True):
             assert ratio == f"{measured[peer].over(measured['ours'])[0]:.2g}", (name, peer)
+
+
+def test_average_precisions_are_those_of_the_result_files():
+    folder = README.parent / "examples" / "results"
+    columns = []
+    for name in ("digits", "bccd"):
+        results = json.loads((folder / f"{name}.json").read_text())["results"]
+        columns.append({result["loss"]: (f"{result['ap']:.3f}", f"{result['ap50']:.3f}") for result in results})
+    text = README.read_text()
+    assert columns[0].keys() == columns[1].keys()
+    for loss, digits in columns[0].items():
+        assert f"| {loss} | {' | '.join([*digits, *columns[1][loss]])} |" in text
