@@ -96,7 +96,7 @@ def relevant_negatives(
 
 def most(mask: Tensor) -> bool:
     """Whether it costs less to work on everything than to pick what is in the mask, judged by a sample of it."""
-    sample = mask[::64]
+    sample = mask[::61]  # a prime, so that it meets all classes alike
     return 2 * int(sample.count_nonzero()) > sample.numel()
 
 
