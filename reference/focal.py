@@ -10,7 +10,8 @@ from .targets import accumulation_dtype
 
 def focal(score: Tensor, gamma: float) -> Tensor:
     """sigmoid(-s)^gamma softplus(-s): the focal loss of a positive with logit s, of a negative with logit -s."""
-    return -torch.sigmoid(-score).pow(gamma) * logsigmoid(score)
+    # sigmoid(-s)^gamma as a power of e: its derivative is finite where sigmoid(-s) underflows
+    return -(gamma * logsigmoid(-score)).exp() * logsigmoid(score)
 
 
 def focal_slope(score: Tensor, gamma: float) -> Tensor:

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SMALL = {
-    "targets": {"TARGETS_BLOCK": 16},
-    "count": {
+    "candidates": {"TARGETS_BLOCK": 16},
+    "ranking.count": {
         "CANDIDATES_BLOCK": 16,
         "PAIRS_BLOCK": 8,
         "POSITIVES_BLOCK": 4,
@@ -27,11 +27,11 @@ SMALL = {
         "MAX_LISTS": 3,
         "MIN_PROGRAMS": 2,
     },
-    "transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
-    "positives": {"SUM_BLOCK": 4},
-    "ap": {"TILE": 4},
-    "alrp": {"TILE": 4},
-    "rank_sort": {"TILE": 4},
+    "ranking.transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
+    "ranking.positives": {"SUM_BLOCK": 4},
+    "ranking.ap": {"TILE": 4},
+    "ranking.alrp": {"TILE": 4},
+    "ranking.rank_sort": {"TILE": 4},
 }
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 import torch
@@ -115,12 +115,11 @@ def defined_kernels() -> list[str]:
     from .. import kernels
 
     found = []
-    for module in iter_modules(kernels.__path__):
-        values = vars(import_module(f"{kernels.__name__}.{module.name}")).items()
+    for module in walk_packages(kernels.__path__, f"{kernels.__name__}."):
         found += [
-            f"{module.name}.{name}"
-            for name, value in values
-            if isinstance(value, JITFunction) and name.endswith("_kernel") and value.__module__.endswith(module.name)
+            f"{module.name.rpartition('.')[2]}.{name}"
+            for name, value in vars(import_module(module.name)).items()
+            if isinstance(value, JITFunction) and name.endswith("_kernel") and value.__module__ == module.name
         ]
     return found
 

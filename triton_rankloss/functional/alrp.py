@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from ..checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
 from ..ops import alrp as ops
-from .validate import check_logits_and_targets, check_number, check_per_positive, scope_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,7 +77,6 @@ def alrp_loss(
     check_per_positive("localization_errors", localization_errors, logits)
     check_number("delta", delta, 0)
     check_number("eps", eps, 0)
-    bound, group_name = scope_of(max_positives, group)
-    return ALRPLosses(
-        *ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image, bound, group_name)[:2]
-    )
+    check_max_positives(max_positives)
+    bound, name = (max_positives if group is None else None), group_name(group)
+    return ALRPLosses(*ops.alrp_loss(logits, targets, localization_errors, delta, eps, per_image, bound, name)[:2])

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..checks import check_logits_and_targets, check_max_positives, check_number, group_name
 from ..ops import ap as ops
-from .validate import check_logits_and_targets, check_number, scope_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,5 +62,6 @@ def ap_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_number("delta", delta, 0)
-    bound, group_name = scope_of(max_positives, group)
-    return ops.ap_loss(logits, targets, delta, interpolate, per_image, bound, group_name)[0]
+    check_max_positives(max_positives)
+    bound, name = (max_positives if group is None else None), group_name(group)
+    return ops.ap_loss(logits, targets, delta, interpolate, per_image, bound, name)[0]

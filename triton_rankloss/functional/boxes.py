@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ..checks import check_boxes, check_choice, check_float_tensor, check_number
 from ..ops import boxes as ops
-from .validate import check_boxes, check_choice, check_float_tensor, check_number
 
 
 def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..checks import check_bool, check_logits_and_targets, check_number, group_name
 from ..ops import dr as ops
-from .validate import check_bool, check_logits_and_targets, check_number, name_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,7 +66,7 @@ def dr_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
-    return ops.dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, name_of(group))[0]
+    return ops.dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group_name(group))[0]
 
 
 def check_parameters(

@@ -2,9 +2,7 @@
 
 from torch import Tensor
 
-from ..ops import boxes as box_ops, harmonic as ops
-from .boxes import check_parameters as check_box_parameters, reduce
-from .validate import (
+from ..checks import (
     check_background,
     check_bool,
     check_boxes,
@@ -15,6 +13,8 @@ from .validate import (
     check_per_positive,
     check_softmax_labels,
 )
+from ..ops import boxes as box_ops, harmonic as ops
+from .boxes import check_parameters as check_box_parameters, reduce
 
 
 def harmonic_loss(

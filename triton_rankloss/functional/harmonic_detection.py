@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from ..ops import boxes as box_ops, harmonic as positive_ops, harmonic_detection as ops
-from .validate import (
+from ..checks import (
     check_avg_factor,
     check_background,
     check_bool,
@@ -14,6 +13,7 @@ from .validate import (
     check_number,
     check_softmax_labels,
 )
+from ..ops import boxes as box_ops, harmonic as positive_ops, harmonic_detection as ops
 
 
 def harmonic_detection_loss(

@@ -4,18 +4,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..ops import iou_balanced as ops
-from .boxes import iou_of
-from .validate import (
+from ..checks import (
     check_avg_factor,
     check_background,
     check_logits_and_targets,
     check_number,
     check_per_positive,
     check_softmax_labels,
-    name_of,
-    number_and_tensor,
+    group_name,
+    split_avg_factor,
 )
+from ..ops import iou_balanced as ops
+from .boxes import iou_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -84,8 +84,8 @@ def iou_balanced_focal_loss(
     check_focal_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     weights = 1.0 - alpha, float(alpha)
-    factors = number_and_tensor(avg_factor)
-    return ops.focal_loss(logits, targets, iou, eta, *weights, gamma, *factors, name_of(group))[0]
+    factors = split_avg_factor(avg_factor)
+    return ops.focal_loss(logits, targets, iou, eta, *weights, gamma, *factors, group_name(group))[0]
 
 
 def iou_balanced_bce_loss(
@@ -110,8 +110,8 @@ def iou_balanced_bce_loss(
     iou = _classification_iou(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
-    factors = number_and_tensor(avg_factor)
-    return ops.focal_loss(logits, targets, iou, eta, 1.0, 1.0, 0.0, *factors, name_of(group))[0]
+    factors = split_avg_factor(avg_factor)
+    return ops.focal_loss(logits, targets, iou, eta, 1.0, 1.0, 0.0, *factors, group_name(group))[0]
 
 
 def iou_balanced_cross_entropy_loss(
@@ -175,8 +175,8 @@ def iou_balanced_cross_entropy_loss(
     check_avg_factor(avg_factor, logits)
     if iou.shape != labels.shape:
         iou = ops.spread(iou, (labels >= 0) & (labels != background % logits.shape[-1]), name)
-    factors = number_and_tensor(avg_factor)
-    return ops.cross_entropy_loss(logits, labels, iou, eta, background, *factors, name_of(group))[0]
+    factors = split_avg_factor(avg_factor)
+    return ops.cross_entropy_loss(logits, labels, iou, eta, background, *factors, group_name(group))[0]
 
 
 def check_focal_parameters(eta: float, alpha: float, gamma: float) -> None:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..checks import check_avg_factor, check_float_tensor, check_number, group_name, split_avg_factor
 from ..ops import iou_balanced as ops
 from .boxes import iou_of
-from .validate import check_avg_factor, check_float_tensor, check_number, name_of, number_and_tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,13 +72,13 @@ def iou_balanced_smooth_l1_loss(
         raise ValueError(f"{name} must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
     check_parameters(lambda_, beta, loss_weight)
     check_avg_factor(avg_factor, pred)
-    number, tensor = number_and_tensor(avg_factor)
-    group_name = name_of(group)
-    if group_name is None:
+    number, tensor = split_avg_factor(avg_factor)
+    name_ = group_name(group)
+    if name_ is None:
         return ops.smooth_l1_loss(pred, target, iou, lambda_, beta, loss_weight, number, tensor)
-    divisor = ops.smooth_l1_divisor(pred.detach(), lambda_, beta, loss_weight, number, tensor, group_name)
+    divisor = ops.smooth_l1_divisor(pred.detach(), lambda_, beta, loss_weight, number, tensor, name_)
     part = ops.smooth_l1_loss(pred, target, iou, lambda_, beta, loss_weight, None, divisor)
-    return ops.sum_over_ranks(part, group_name)
+    return ops.sum_over_ranks(part, name_)
 
 
 def check_parameters(lambda_: float, beta: float, loss_weight: float) -> None:

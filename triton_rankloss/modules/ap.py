@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..functional.ap import ap_loss
-from ..functional.validate import check_number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

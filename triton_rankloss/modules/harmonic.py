@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from ..checks import check_bool
 from ..functional import harmonic as functional
-from ..functional.validate import check_bool
 
 
 class HarmonicLoss(nn.Module):

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..functional import iou_balanced as functional, iou_balanced_smooth_l1 as smooth_l1
-from ..functional.validate import check_number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..functional.boxes import box_iou_loss, generalized_box_iou_loss
 from ..functional.rank_sort import RankSortLosses, rank_sort_loss
-from ..functional.validate import check_number
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

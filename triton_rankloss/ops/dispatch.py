@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+FOLDER = dict.fromkeys(("ap", "alrp", "rank_sort", "transport"), "ranking")
 DEVICE_TYPES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
@@ -21,7 +22,7 @@ def register_launcher(op: Any, family: str, launcher: str) -> None:
         return
 
     def launch(*arguments: Any) -> Any:
-        module = importlib.import_module(f"..kernels.{family}", __package__)
+        module = importlib.import_module(f"..kernels.{FOLDER.get(family, 'pointwise')}.{family}", __package__)
         device = arguments[0].device
         # Triton launches on the current GPU, which need not be the one that holds the tensors.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

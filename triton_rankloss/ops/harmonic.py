@@ -8,19 +8,9 @@ from torch import Tensor
 from ..reference import harmonic as reference
 from ..reference.targets import check_per_positive
 from ..reference.terms import widest_dtype
+from ..targets import positive_positions as positive_positions
 from .dispatch import register_launcher
 from .gradient import contiguous_like, once_differentiable, save
-
-
-@torch.library.custom_op("triton_rankloss::positive_positions", mutates_args=())
-def positive_positions(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
-    """Flat, row-major positions of the positive logits, int64 [P]; with a `background`, targets are softmax labels."""
-    return reference.positions_of(logits, targets, background)
-
-
-@positive_positions.register_fake
-def _(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
-    return logits.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
 @torch.library.custom_op("triton_rankloss::harmonic_loss", mutates_args=())
@@ -99,7 +89,6 @@ def _task_contrastive_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tenso
 register_launcher(harmonic_loss, "harmonic", "harmonic_loss")
 register_launcher(harmonic_loss_backward, "harmonic", "harmonic_loss_backward")
 harmonic_loss.register_autograd(_harmonic_backward, setup_context=_harmonic_context)
-register_launcher(positive_positions, "targets", "positive_positions")
 register_launcher(task_contrastive_loss, "task_contrastive", "forward")
 register_launcher(task_contrastive_loss_backward, "task_contrastive", "backward")
 task_contrastive_loss.register_autograd(_task_contrastive_backward, setup_context=_task_contrastive_context)

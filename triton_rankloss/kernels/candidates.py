@@ -21,9 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.harmonic import positions_of
-from ..reference.targets import are_labels, result_dtype
-from .terms import bounded
+from ..distributed import Ranks
+from ..dtypes import result_dtype
+from ..targets import are_labels
+from .arithmetic import bounded
 
 LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.scopes
 TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
@@ -197,10 +198,16 @@ def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
     return positives
 
 
-def positive_positions(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
-    """Flat positions of the positives; softmax labels, which come with a `background`, are few, and listed by torch."""
-    if background is not None:
-        return positions_of(logits, targets, background)
+def positives_of_all(own: Positives, ranks: Ranks) -> Positives:
+    """The positives of all ranks that share the scope."""
+    if not ranks.shared:
+        return own
+    offsets = torch.tensor([0, sum(ranks.sizes)], device=own.scores.device)
+    return Positives(ranks.gather_positions(own.positions), ranks.gather_values(own.scores), offsets)
+
+
+def positive_positions(logits: Tensor, targets: Tensor) -> Tensor:
+    """Flat positions of the positives."""
     return find_positives(scopes_of(logits, targets, per_image=False), None).positions
 
 

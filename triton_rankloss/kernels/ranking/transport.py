@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .targets import TRITON_DTYPE, load_candidates, scopes_of
+from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
 
 # Not yet measured on a GPU.
 KINKS_BLOCK = 32  # with 64 the float64 form spilled

@@ -33,11 +33,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.terms import widest_dtype
+from ...dtypes import result_dtype
+from ..arithmetic import number
+from ..candidates import TRITON_DTYPE
 from .angle import angle
 from .rows import load_rows, store_rows, upstream_and_stride
-from .targets import TRITON_DTYPE
-from .terms import number
 
 # Two boxes a thread in 4 warps; their coordinates are one 16-byte load each in float32. Not yet measured on a GPU.
 BOXES_BLOCK = 256
@@ -208,12 +208,12 @@ def _box_loss_backward_kernel(
 
 
 def _constants(boxes1: Tensor, boxes2: Tensor, kind: str) -> dict[str, object]:
-    return {"BLOCK": BOXES_BLOCK, "KIND": kind, "COMPUTE": TRITON_DTYPE[widest_dtype(boxes1, boxes2)]}
+    return {"BLOCK": BOXES_BLOCK, "KIND": kind, "COMPUTE": TRITON_DTYPE[result_dtype(boxes1, boxes2)]}
 
 
 def box_loss(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
     """Losses [...] of boxes [..., 4] in pairs; see `reference.boxes.box_loss_forward`."""
-    losses = torch.empty(boxes1.shape[:-1], dtype=widest_dtype(boxes1, boxes2), device=boxes1.device)
+    losses = torch.empty(boxes1.shape[:-1], dtype=result_dtype(boxes1, boxes2), device=boxes1.device)
     if losses.numel() > 0:
         _box_loss_kernel[(triton.cdiv(losses.numel(), BOXES_BLOCK),)](
             boxes1.contiguous(), boxes2.contiguous(), losses, losses.numel(), gamma, eps,

@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.terms import widest_dtype
+from ...dtypes import result_dtype
+from ..arithmetic import bounded, iou_weights, number
+from ..candidates import TRITON_DTYPE
 from .balance import sum_of
 from .rows import load_rows, store_rows
-from .targets import TRITON_DTYPE
-from .terms import bounded, iou_weights, number
 
 # Values of a tile: 8 a thread of each tensor, two 16-byte loads in float32. Not yet measured on a GPU.
 TILE_VALUES = 1024
@@ -110,7 +110,7 @@ def forward(
     avg_number: float | None, avg_tensor: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Loss of pred, target [P, D] and iou [P]; see `reference.iou_balanced.smooth_l1_forward`."""
-    dtype = widest_dtype(pred, target)
+    dtype = result_dtype(pred, target)
     num_rows, num_columns = pred.shape
     rows = rows_of_tile(num_columns)
     num_partial = triton.cdiv(num_rows, rows) if num_columns > 0 else 0
@@ -133,7 +133,7 @@ def backward(
     """Gradient of `pred`, in its dtype; see `reference.iou_balanced.smooth_l1_backward`."""
     gradient = torch.empty_like(pred, memory_format=torch.contiguous_format)
     if gradient.numel() > 0:
-        dtype = widest_dtype(pred, target)
+        dtype = result_dtype(pred, target)
         num_rows, num_columns = pred.shape
         rows = rows_of_tile(num_columns)
         _backward_kernel[(triton.cdiv(num_rows, rows),)](

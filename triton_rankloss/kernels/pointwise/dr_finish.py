@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .terms import log1p, reciprocal
+from ..arithmetic import log1p, reciprocal
 
 MAX_ROWS = 1024  # partial sums of a scope that are added up at once
 

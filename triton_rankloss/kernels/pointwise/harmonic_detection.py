@@ -26,13 +26,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.harmonic_detection import check_localization
-from ..reference.targets import result_dtype
+from ...dtypes import result_dtype
+from ...reference.harmonic_detection import check_localization
+from ..arithmetic import finite, focal, focal_slope, number, power_of
+from ..candidates import load_targets, scopes_of
 from .balance import MAX_PROGRAMS, divisor, sum_of
 from .harmonic import add_positives
 from .harmonic_detection_softmax import softmax_sums, store_softmax_gradient
-from .targets import load_targets, scopes_of
-from .terms import finite, focal, focal_slope, number, power_of
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision.
 BLOCK = 1024

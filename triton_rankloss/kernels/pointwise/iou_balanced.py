@@ -23,11 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.iou_balanced import agree_on_focal
-from ..reference.targets import result_dtype
+from ...dtypes import result_dtype
+from ...reference.iou_balanced import agree_on_focal
+from ..arithmetic import finite, focal, focal_slope, iou_weights, number, power_of
+from ..candidates import load_targets, scopes_of
 from .balance import MAX_PROGRAMS, balance
-from .targets import load_targets, scopes_of
-from .terms import finite, focal, focal_slope, iou_weights, number, power_of
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision.
 BLOCK = 1024

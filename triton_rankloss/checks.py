@@ -74,17 +74,17 @@ def check_per_positive(name: str, value: Tensor, logits: Tensor, *, per_anchor: 
         raise ValueError(f"{name} must have shape {expected}, P the number of positives; got {tuple(value.shape)}")
 
 
-def scope_of(max_positives: int | None, group: "ProcessGroup | None") -> tuple[int | None, str | None]:
-    """(bound on the number of positives, name of the group) for an operator; with a group there is no bound."""
-    if max_positives is not None:
-        if isinstance(max_positives, bool) or not isinstance(max_positives, int):
-            raise TypeError(f"max_positives must be an int or None; got {type(max_positives).__name__}")
-        if max_positives < 1:
-            raise ValueError(f"max_positives must be >= 1; got {max_positives}")
-    return (max_positives if group is None else None), name_of(group)
+def check_max_positives(value: int | None) -> None:
+    """None, or an int that is at least 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_positives must be an int or None; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"max_positives must be >= 1; got {value}")
 
 
-def name_of(group: "ProcessGroup | None") -> str | None:
+def group_name(group: "ProcessGroup | None") -> str | None:
     """Name of the group, for an operator."""
     if group is None:
         return None
@@ -112,8 +112,9 @@ def check_boxes(name: str, value: Tensor, *, like: Tensor | None = None, shape: 
     if value.dim() == 0 or value.shape[-1] != 4:
         raise ValueError(f"{name} must have shape [..., 4]; got {tuple(value.shape)}")
     if shape is not None and value.shape != shape:
-        raise ValueError(f"{name} must have the shape of the boxes it is paired with, {tuple(shape)}; got "
-                         f"{tuple(value.shape)}")  # fmt: skip
+        raise ValueError(
+            f"{name} must have the shape of the boxes it is paired with, {tuple(shape)}; got {tuple(value.shape)}"
+        )
 
 
 def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
@@ -130,7 +131,7 @@ def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
     check_device("avg_factor", value, like)
 
 
-def number_and_tensor(avg_factor: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+def split_avg_factor(avg_factor: float | Tensor | None) -> tuple[float | None, Tensor | None]:
     """Its two forms, for an operator; None for what is not given."""
     if isinstance(avg_factor, Tensor):
         return None, avg_factor.detach()

@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.terms import widest_dtype
+from ...dtypes import result_dtype
+from ..arithmetic import number
+from ..candidates import TRITON_DTYPE
 from .boxes import BOXES_BLOCK, box_gradients, box_losses, load_corners, store_corners
 from .iou_balanced_smooth_l1 import positive_beta, rows_of_tile, smooth_l1, smooth_l1_slope
 from .rows import load_rows, rounded, store_rows, upstream_and_stride
-from .targets import TRITON_DTYPE
-from .terms import number
 
 BLOCK = 1024  # losses per program: 8 a thread, two 16-byte loads of each in float32. Not yet measured on a GPU.
 
@@ -119,7 +119,7 @@ def _localization_backward_kernel(
 
 def harmonic_loss(classification: Tensor, localization: Tensor, detach_factors: bool) -> Tensor:
     """h, of the shape of both; see `reference.harmonic.harmonic_forward`."""
-    dtype = widest_dtype(classification, localization)
+    dtype = result_dtype(classification, localization)
     losses = torch.empty(classification.shape, dtype=dtype, device=classification.device)
     if losses.numel() > 0:
         _harmonic_kernel[(triton.cdiv(losses.numel(), BLOCK),)](
@@ -139,7 +139,7 @@ def harmonic_loss_backward(
         upstream, stride = upstream_and_stride(upstream)
         _harmonic_backward_kernel[(triton.cdiv(of_c.numel(), BLOCK),)](
             classification.contiguous(), localization.contiguous(), upstream, of_c, of_loc, stride, of_c.numel(),
-            BLOCK=BLOCK, DETACH=detach_factors, COMPUTE=TRITON_DTYPE[widest_dtype(classification, localization)],
+            BLOCK=BLOCK, DETACH=detach_factors, COMPUTE=TRITON_DTYPE[result_dtype(classification, localization)],
         )  # fmt: skip
     return of_c, of_loc
 
@@ -148,7 +148,7 @@ def _localization_constants(*tensors: Tensor | None) -> dict[str, object]:
     pred_deltas = tensors[2]
     num_columns = 0 if pred_deltas is None else pred_deltas.shape[1]
     rows = min(BOXES_BLOCK, rows_of_tile(num_columns))
-    return {"ROWS": rows, "D": num_columns, "COMPUTE": TRITON_DTYPE[widest_dtype(*tensors)]}
+    return {"ROWS": rows, "D": num_columns, "COMPUTE": TRITON_DTYPE[result_dtype(*tensors)]}
 
 
 def localization_loss(
@@ -157,7 +157,7 @@ def localization_loss(
 ) -> Tensor:  # fmt: skip
     """l [P]; see `reference.harmonic_detection.localization_forward`."""
     tensors = [_contiguous(tensor) for tensor in (pred_boxes, target_boxes, pred_deltas, target_deltas)]
-    dtype = widest_dtype(*tensors)
+    dtype = result_dtype(*tensors)
     losses = torch.empty(pred_boxes.shape[:-1], dtype=dtype, device=pred_boxes.device)
     if losses.numel() > 0:
         constants = _localization_constants(*tensors)
@@ -184,7 +184,7 @@ def localization_loss_backward(
         upstream, stride = upstream_and_stride(upstream)
         _localization_backward_kernel[(triton.cdiv(upstream.numel(), constants["ROWS"]),)](
             *tensors, upstream, of_boxes, of_deltas, stride, upstream.numel(),
-            positive_beta(beta, widest_dtype(*tensors)), iou_weight, gamma, eps, **constants,
+            positive_beta(beta, result_dtype(*tensors)), iou_weight, gamma, eps, **constants,
         )  # fmt: skip
     return of_boxes, of_deltas
 

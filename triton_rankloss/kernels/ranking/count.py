@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..candidates import TRITON_DTYPE, Positives, Scopes, finite_scores, load_candidates
 from .positives import step
-from .targets import TRITON_DTYPE, Positives, Scopes, finite_scores, load_candidates
 
 # Not yet measured on a GPU; from instruction counts: a [128, 64] tile of pairs over 4 warps keeps 64 sums a thread in
 # registers, so that loading and rescaling the scores is under 5 % of the instructions of a tile.

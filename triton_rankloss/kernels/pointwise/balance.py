@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import distributed
-from .terms import number
+from ... import distributed
+from ..arithmetic import number
 
 MAX_PROGRAMS = 1024  # that read the logits, with 4 warps each: several for each multiprocessor of today's GPUs
 EPS = tl.constexpr(1e-6)

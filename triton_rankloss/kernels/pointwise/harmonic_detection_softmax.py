@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..candidates import TRITON_DTYPE
 from .harmonic import add_positives
 from .softmax import cross_entropy, num_programs_of, store_gradient, tile_of
-from .targets import TRITON_DTYPE
 
 
 @triton.jit

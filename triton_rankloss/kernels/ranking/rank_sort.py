@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.targets import is_per_anchor, per_positive
+from ...distributed import join_ranks
+from ...targets import is_per_anchor, values_at_positives
+from ..candidates import TRITON_DTYPE, find_positives, pad_to_bound, positives_of_all, scopes_of
 from .count import count
-from .group import counts_of_all, finish, join, values_of_all
 from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
-from .targets import TRITON_DTYPE, find_positives, pad_to_bound, scopes_of
 
 
 @triton.jit
@@ -106,13 +106,14 @@ def forward(
     if iou is None:
         iou = targets.reshape(-1)[positives.positions]
     elif max_positives is None or is_per_anchor(iou, logits):
-        iou = per_positive(iou, logits, positives.positions, "iou")
+        iou = values_at_positives(iou, logits, positives.positions, "iou")
     else:
         iou = pad_to_bound(iou, max_positives)
-    positives, ranks = join(group, positives, "rank_sort_loss", logits, per_image, delta=delta, eps=eps)
+    ranks = join_ranks(group, "rank_sort_loss", {"delta": delta, "eps": eps}, logits, iou.numel(), per_image)
+    positives = positives_of_all(positives, ranks)
     positions, scores, offsets = positives
-    iou = values_of_all(iou, ranks)
-    above = counts_of_all(count(scopes, positives, delta), ranks)
+    iou = ranks.gather_values(iou)
+    above = ranks.total_count(count(scopes, positives, delta))
     weights, updates = empty_state(above, 2, max_positives)
     carried, terms = torch.empty_like(above), torch.empty_like(updates)
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
@@ -126,5 +127,5 @@ def forward(
         _sorting_update_kernel[grid](
             scores, iou, offsets, terms, carried, updates, scores.numel(), half_inverse_delta, **constants
         )  # fmt: skip
-    ranking, sorting = finish(sum_of_positives(terms, offsets), [weights, updates], offsets, ranks)
+    ranking, sorting = ranks.mean_over_scopes(sum_of_positives(terms, offsets), [weights, updates], offsets)
     return ranking, sorting, positions, scores, weights, updates, offsets

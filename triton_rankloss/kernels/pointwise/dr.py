@@ -33,13 +33,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.distributed import world_size
-from ..reference.dr import agree
-from ..reference.targets import result_dtype
+from ...distributed import world_size
+from ...dtypes import result_dtype
+from ...reference.dr import agree
+from ..arithmetic import exponential, number, reciprocal
+from ..candidates import load_candidates, scopes_of
 from .dr_finish import finish
-from .group import mean_over_images_of_all, tilted_sums_of_all
-from .targets import load_candidates, scopes_of
-from .terms import exponential, number, reciprocal
+from .dr_group import mean_over_images_of_all, tilted_sums_of_all
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
 # registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.

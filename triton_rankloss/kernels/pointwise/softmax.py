@@ -12,7 +12,7 @@ Infinite logits count as large finite ones; a label of K or more gives NaN.
 import triton
 import triton.language as tl
 
-from .terms import exponential, finite
+from ..arithmetic import exponential, finite
 
 # Not yet measured on a GPU. 16 logits a thread, as few warps as that takes: with one warp to a row a sum over it is 5
 # shuffles, without shared memory and barriers, and what is done once a row is not done by every warp.

@@ -19,12 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.iou_balanced import agree_on_cross_entropy
-from ..reference.targets import result_dtype
+from ...dtypes import result_dtype
+from ...reference.iou_balanced import agree_on_cross_entropy
+from ..arithmetic import iou_weights, number
+from ..candidates import TRITON_DTYPE
 from .balance import balance
 from .softmax import cross_entropy, num_programs_of, store_gradient, tile_of
-from .targets import TRITON_DTYPE
-from .terms import iou_weights, number
 
 
 @triton.jit

@@ -22,12 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.targets import check_per_positive
-from ..reference.terms import widest_dtype
+from ...dtypes import result_dtype
+from ...targets import check_count
+from ..arithmetic import exponential, finite, log1p, number, reciprocal
+from ..candidates import TRITON_DTYPE
 from .rows import rounded
 from .softmax import load_channels, log_sum_exp, tile_of
-from .targets import TRITON_DTYPE
-from .terms import exponential, finite, log1p, number, reciprocal
 
 
 @triton.jit
@@ -149,8 +149,8 @@ def _gradient_kernel(
 
 def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
     """t [P] of the positives at flat `positions`, with their IoU [P]."""
-    check_per_positive(iou, positions, "iou")
-    dtype = widest_dtype(logits, iou)
+    check_count(iou, positions, "iou")
+    dtype = result_dtype(logits, iou)
     losses = torch.empty(iou.shape, dtype=dtype, device=iou.device)
     if iou.numel() > 0:
         tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
@@ -171,7 +171,7 @@ def backward(
         tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
         _gradient_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
             logits.contiguous(), positions.contiguous(), iou.contiguous(), upstream.contiguous(), gradient, of_iou,
-            iou.numel(), margin, SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[widest_dtype(logits, iou)],
+            iou.numel(), margin, SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[result_dtype(logits, iou)],
             **tile,
         )  # fmt: skip
     return gradient, of_iou

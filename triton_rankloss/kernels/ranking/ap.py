@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...distributed import join_ranks
+from ..candidates import TRITON_DTYPE, find_positives, positives_of_all, scopes_of
 from .count import count
-from .group import counts_of_all, finish, join
 from .positives import TILE, empty_state, num_ranked_scopes, positives_above, sum_of_positives
-from .targets import TRITON_DTYPE, find_positives, scopes_of
 
 
 @triton.jit
@@ -76,11 +76,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, positions, scores, weights, updates [1, P], offsets)."""
     scopes = scopes_of(logits, targets, per_image)
-    positives, ranks = join(
-        group, find_positives(scopes, max_positives), "ap_loss", logits, per_image, delta=delta, interpolate=interpolate
-    )
+    own = find_positives(scopes, max_positives)
+    arguments = {"delta": delta, "interpolate": interpolate}
+    ranks = join_ranks(group, "ap_loss", arguments, logits, own.scores.numel(), per_image)
+    positives = positives_of_all(own, ranks)
     positions, scores, offsets = positives
-    above = counts_of_all(count(scopes, positives, delta), ranks)
+    above = ranks.total_count(count(scopes, positives, delta))
     error = torch.empty_like(above)
     weights, updates = empty_state(above, 1, max_positives)
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
@@ -92,5 +93,6 @@ def forward(
             scores, offsets, above, error, weights, updates, scopes.num_scopes,
             SCOPES=triton.next_power_of_2(scopes.num_scopes), INTERPOLATE=interpolate, **constants,
         )  # fmt: skip
-    (loss,) = finish(sum_of_positives(updates, offsets, scale=-1), [weights, updates], offsets, ranks)
+    losses = sum_of_positives(updates, offsets, scale=-1)
+    (loss,) = ranks.mean_over_scopes(losses, [weights, updates], offsets)
     return loss, positions, scores, weights, updates, offsets

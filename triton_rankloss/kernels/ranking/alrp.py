@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.targets import check_per_positive
+from ...distributed import join_ranks
+from ...targets import check_count
+from ..candidates import TRITON_DTYPE, find_positives, pad_to_bound, positives_of_all, scopes_of
 from .count import count
-from .group import counts_of_all, finish, join, own, values_of_all
 from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
-from .targets import TRITON_DTYPE, find_positives, pad_to_bound, scopes_of
 
 
 @triton.jit
@@ -87,13 +87,14 @@ def forward(
     positives = find_positives(scopes, max_positives)
     num_errors = localization_errors.numel()
     if max_positives is None:
-        errors = check_per_positive(localization_errors, positives.positions, "localization_errors")
+        errors = check_count(localization_errors, positives.positions, "localization_errors")
     else:
         errors = pad_to_bound(localization_errors, max_positives)
-    positives, ranks = join(group, positives, "alrp_loss", logits, per_image, delta=delta, eps=eps)
+    ranks = join_ranks(group, "alrp_loss", {"delta": delta, "eps": eps}, logits, errors.numel(), per_image)
+    positives = positives_of_all(positives, ranks)
     positions, scores, offsets = positives
-    errors = values_of_all(errors, ranks)
-    above = counts_of_all(count(scopes, positives, delta), ranks)
+    errors = ranks.gather_values(errors)
+    above = ranks.total_count(count(scopes, positives, delta))
     inverse_rank = torch.empty_like(above)
     weights, updates = empty_state(above, 1, max_positives)
     terms = above.new_empty(2, scores.numel())
@@ -107,10 +108,6 @@ def forward(
             SCOPES=triton.next_power_of_2(scopes.num_scopes), HARD=delta == 0, **constants,
         )  # fmt: skip
         _error_gradient_kernel[grid](scores, offsets, inverse_rank, error_gradient, **constants)
-    classification, localization = finish(
-        sum_of_positives(terms, offsets), [weights, updates, error_gradient], offsets, ranks
-    )
-    return (
-        classification, localization, positions, scores, weights, updates, offsets,
-        own(error_gradient, ranks)[:num_errors],
-    )  # fmt: skip
+    losses = ranks.mean_over_scopes(sum_of_positives(terms, offsets), [weights, updates, error_gradient], offsets)
+    error_gradient = ranks.own_values(error_gradient)[:num_errors]
+    return losses[0], losses[1], positions, scores, weights, updates, offsets, error_gradient

@@ -1,0 +1,1 @@
+"""The losses that take every logit or box once."""

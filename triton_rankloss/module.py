@@ -1,0 +1,26 @@
+"""What the modules share: they store hyper-parameters, show them, and hand them to a function."""
+
+from typing import Any
+
+from torch import nn
+
+
+class LossModule(nn.Module):
+    """A module whose hyper-parameters are attributes; `self.options()` is what its function takes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters, by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        """All of them but those that are None."""
+        shown = {name: value for name, value in self.options().items() if value is not None}
+        return ", ".join(
+            f"{name}={value:g}" if type(value) is float else f"{name}={value!r}" for name, value in shown.items()
+        )
