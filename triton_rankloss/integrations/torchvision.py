@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
-from ..functional.boxes import box_iou_loss
-from ..modules import (
+from .. import (
     ALRPLoss,
     APLoss,
     DRLoss,
@@ -25,6 +24,7 @@ from ..modules import (
     IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss,
     RankSortLoss,
+    box_iou_loss,
 )
 
 _CLASSIFICATION = (APLoss, DRLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)

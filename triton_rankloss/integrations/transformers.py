@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher, RTDetrLoss
 
-from ..functional.boxes import box_iou_loss, generalized_box_iou_loss
-from ..modules import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
+from .. import (
+    APLoss,
+    DRLoss,
+    IoUBalancedBCELoss,
+    IoUBalancedFocalLoss,
+    RankSortLoss,
+    box_iou_loss,
+    generalized_box_iou_loss,
+)
 
 MODEL_TYPES = ("rt_detr", "rt_detr_v2")
 _OF_SCORES = (APLoss, DRLoss)
