@@ -11,6 +11,8 @@ import torch
 from torch.library import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import triton_rankloss as package
+
 from .. import ops
 from .cases import Case
 
@@ -23,9 +25,12 @@ def interpreted() -> bool:
 def operators() -> list[CustomOpDef]:
     """Every operator of the package."""
     found = {}
-    for module in pkgutil.iter_modules(ops.__path__):
-        values = vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values()
-        found.update({value._qualname: value for value in values if isinstance(value, CustomOpDef)})
+    for folder in (package, ops):
+        for module in pkgutil.iter_modules(folder.__path__):
+            if module.name.startswith("__"):
+                continue
+            values = vars(importlib.import_module(f"{folder.__name__}.{module.name}")).values()
+            found.update({value._qualname: value for value in values if isinstance(value, CustomOpDef)})
     return [found[name] for name in sorted(found)]
 
 

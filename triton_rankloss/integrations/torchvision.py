@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
-from ..functional.boxes import box_iou_loss
+from ..boxes import box_iou_loss
+from ..harmonic_detection import HarmonicDetectionLoss
 from ..modules import (
     ALRPLoss,
     APLoss,
     DRLoss,
-    HarmonicDetectionLoss,
     IoUBalancedBCELoss,
     IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss,

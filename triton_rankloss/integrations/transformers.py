@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher, RTDetrLoss
 
-from ..functional.boxes import box_iou_loss, generalized_box_iou_loss
+from ..boxes import box_iou_loss, generalized_box_iou_loss
 from ..modules import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
 
 MODEL_TYPES = ("rt_detr", "rt_detr_v2")

@@ -2,22 +2,8 @@
 
 from .alrp import ALRPLoss as ALRPLoss
 from .ap import APLoss as APLoss
-from .boxes import (
-    BoxIoULoss as BoxIoULoss,
-    CompleteBoxIoULoss as CompleteBoxIoULoss,
-    DistanceBoxIoULoss as DistanceBoxIoULoss,
-    GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
-)
 from .dr import (
     DRLoss as DRLoss,
-)
-from .harmonic import (
-    HarmonicIoULoss as HarmonicIoULoss,
-    HarmonicLoss as HarmonicLoss,
-    TaskContrastiveLoss as TaskContrastiveLoss,
-)
-from .harmonic_detection import (
-    HarmonicDetectionLoss as HarmonicDetectionLoss,
 )
 from .iou_balanced import (
     IoUBalancedBCELoss as IoUBalancedBCELoss,

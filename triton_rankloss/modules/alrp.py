@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..boxes import generalized_box_iou_loss
 from ..checks import check_number
 from ..functional.alrp import ALRPLosses, alrp_loss
-from ..functional.boxes import generalized_box_iou_loss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..boxes import box_iou_loss, generalized_box_iou_loss
 from ..checks import check_number
-from ..functional.boxes import box_iou_loss, generalized_box_iou_loss
 from ..functional.rank_sort import RankSortLosses, rank_sort_loss
 
 if TYPE_CHECKING:
