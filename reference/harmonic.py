@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, smooth_l1_loss
 
 from .boxes import harmonic_iou_loss
-from .focal import focal
+from .focal import focal as focal
 
 
 def harmonic_loss(classification: Tensor, localization: Tensor, detach_factors: bool = False) -> Tensor:
@@ -52,28 +52,23 @@ def localization_loss(
     losses = iou_weight * harmonic_iou_loss(pred_boxes, target_boxes, gamma, eps)
     if pred_deltas is None or target_deltas is None:
         return losses
+    # For beta = 0 torch takes another function, in which NaN has the gradient 0.
+    beta = max(beta, torch.finfo(pred_deltas.dtype).tiny)
     return losses + smooth_l1_loss(pred_deltas, target_deltas, reduction="none", beta=beta).sum(-1)
-
-
-def sigmoid_losses(
-    positives: Tensor, negatives: Tensor, positive_weight: float = 1.0, negative_weight: float = 1.0, gamma: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """(c_i [P], c_j [N]): the focal loss of every logit by itself, binary cross-entropy for gamma = 0."""
-    return positive_weight * focal(positives, gamma), negative_weight * focal(-negatives, gamma)
-
-
-def softmax_losses(positives: Tensor, channels: Tensor, negatives: Tensor, background: int) -> tuple[Tensor, Tensor]:
-    """(c_i [P], c_j [N]): cross-entropy of rows [P, K] with a channel [P] each, and of rows [N, K] of background."""
-    of_background = channels.new_full((len(negatives),), background)
-    return (
-        cross_entropy(positives, channels, reduction="none"),
-        cross_entropy(negatives, of_background, reduction="none"),
-    )
 
 
 def harmonic_detection_loss(
     positives: Tensor, negatives: Tensor, localization: Tensor, avg_factor: Tensor, detach_factors: bool = False
 ) -> Tensor:
-    """(sum_i h(c_i, l_i) + sum_j c_j) / avg_factor, of c_i [P], c_j [N] and l_i [P]; sums in the dtype of c_i."""
+    """(sum_i h(c_i, l_i) + sum_j c_j) / avg_factor, of c_i [P], c_j [N] and l_i [P].
+
+    With a sigmoid, c is weight * focal(x) for a positive with logit x and weight * focal(-x) for a negative; with a
+    softmax it is `cross_entropies` of a row of logits, and negatives are the rows of the background.
+    """
     harmonic = harmonic_loss(positives, localization, detach_factors)
     return (harmonic.sum() + negatives.sum(dtype=harmonic.dtype)) / avg_factor
+
+
+def cross_entropies(rows: Tensor, channels: Tensor) -> Tensor:
+    """log(sum_c exp(x_c)) - x_channel of rows of logits [M, K] with a channel [M] each."""
+    return cross_entropy(rows, channels, reduction="none")

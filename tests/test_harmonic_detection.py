@@ -8,6 +8,7 @@ from cases import DTYPES, TOLERANCE, relative_error
 from torch.nn.functional import one_hot
 
 import triton_rankloss as trl
+from triton_rankloss import harmonic_detection
 from triton_rankloss.reference import harmonic as reference
 from triton_rankloss.targets import negative_positions, positive_positions
 
@@ -134,6 +135,19 @@ def test_focal_parameters_and_forms_of_targets(device):
             assert relative_error(value, wanted) < 1e-11
 
 
+@kinds
+def test_blocks_of_any_size_say_the_same(classification, device, monkeypatch):
+    batch = Batch(classification, device)
+    forms = [batch.labels] if classification == "softmax" else [batch.labels, to_dense(batch.labels)]
+    for form in forms:
+        batch.labels = form
+        expected = batch.gradients(trl.harmonic_detection_loss)
+        monkeypatch.setattr(harmonic_detection, "BLOCK", 7)  # of 60 logits
+        for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss), expected):
+            assert relative_error(value, wanted) < 1e-14
+        monkeypatch.undo()
+
+
 def test_several_positives_in_an_anchor(device):
     # Flat, [N] with one channel per anchor, says the same as [2, 3].
     logits = torch.randn(2, 3, dtype=torch.float64, device=device)
@@ -215,11 +229,14 @@ def test_huge_logits(classification, dtype, device):
     labels = torch.tensor([0, 0, 1, 2, 3] if classification != "softmax" else [0, 0, 1, 2, 2], device=device)
     num = 4 if classification != "softmax" else 3
     pred = boxes(num).to(device).requires_grad_()
-    loss = trl.harmonic_detection_loss(logits, labels, pred, boxes(num).to(device), classification=classification,
-                                       task_contrastive_weight=1.0)  # fmt: skip
-    assert loss.isfinite()
-    for gradient in torch.autograd.grad(loss, (logits, pred)):
-        assert gradient.isfinite().all()
+    for gamma in (2.0, 0.5):  # a power below 1 of a probability that underflows has no finite derivative
+        options = {"focal_gamma": gamma, "task_contrastive_weight": 1.0}
+        loss = trl.harmonic_detection_loss(
+            logits, labels, pred, boxes(num).to(device), classification=classification, **options
+        )
+        assert loss.isfinite()
+        for gradient in torch.autograd.grad(loss, (logits, pred)):
+            assert gradient.isfinite().all()
 
 
 @kinds
@@ -272,10 +289,11 @@ def test_the_loss_is_that_of_the_reference(classification, device):
         if classification == "softmax":
             rows = logits.flatten(0, 1)
             positives, negatives = rows[positions // NUM_CLASSES], rows[labels.flatten() == background]
-            c, c_negatives = reference.softmax_losses(positives, positions % NUM_CLASSES, negatives, background)
+            c = reference.cross_entropies(positives, positions % NUM_CLASSES)
+            c_negatives = reference.cross_entropies(negatives, torch.full_like(negatives[:, 0], background).long())
         else:
             positives, negatives = logits.take(positions), logits.take(negative_positions(logits, labels))
-            c, c_negatives = reference.sigmoid_losses(positives, negatives, 0.25, 0.75, 2.0)
+            c, c_negatives = 0.25 * reference.focal(positives, 2.0), 0.75 * reference.focal(-negatives, 2.0)
         loc = reference.localization_loss(pred, target, pred_deltas, target_deltas, 1.0, 1.5, 0.8, 1e-7)
         return reference.harmonic_detection_loss(c, c_negatives, loc, avg_factor)
 

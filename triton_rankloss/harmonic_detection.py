@@ -1,7 +1,7 @@
 """Harmonic loss of a whole detection head."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,10 +25,12 @@ from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .harmonic import localization_losses
 from .module import LossModule
 from .reference import harmonic as reference
-from .targets import negative_positions, positive_positions
+from .targets import are_labels, positive_positions
 from .task_contrastive import task_contrastive_losses
 
-_Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Logits at a time on a CPU: what autograd keeps of them stays in its caches.
+BLOCK = 2**18
+CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
 def harmonic_detection_loss(
@@ -246,39 +248,58 @@ def _check_localization(localization: Tensor, positions: Tensor) -> None:
         )
 
 
-def _select_candidates(
-    logits: Tensor,
-    targets: Tensor,
-    positions: Tensor,
-    activation: str,
-    background: int,
-    negative_weight: float,
-    positive_weight: float,
-    gamma: float,
-) -> tuple[_Losses, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What makes (c_i [P], c_j [N]) of the logits of positives and negatives, these logits, and where they are.
-
-    They are entries of the flat logits, of a softmax rows of them. Infinities are clamped.
-    """
+def _select_positives(
+    logits: Tensor, targets: Tensor, positions: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [P] of the positives, of a softmax rows [P, K]; the channels [P] that labels name; where they are)."""
     if activation == "sigmoid":
-        at_negatives, logits = negative_positions(logits, targets), logits.reshape(-1)
-        scores = clamp_infinities(logits[positions]), clamp_infinities(logits[at_negatives])
-        return (
-            lambda p, n: reference.sigmoid_losses(p, n, positive_weight, negative_weight, gamma),
-            scores,
-            (positions, at_negatives),
-        )
+        return clamp_infinities(logits.reshape(-1)[positions]), positions, positions
     num_channels = logits.shape[-1]
-    labels, rows = targets.reshape(-1), logits.reshape(-1, num_channels)
-    anchors, channels, background = positions // num_channels, positions % num_channels, background % num_channels
-    at_negatives = (labels == background).nonzero().squeeze(1)
-    no_channel = labels[anchors] >= num_channels
-    positives = clamp_infinities(rows[anchors]).masked_fill(no_channel.unsqueeze(1), math.nan)
-    return (
-        lambda p, n: reference.softmax_losses(p, channels, n, background),
-        (positives, clamp_infinities(rows[at_negatives])),
-        (anchors, at_negatives),
-    )
+    anchors = positions // num_channels
+    rows = clamp_infinities(logits.reshape(-1, num_channels)[anchors])
+    names_no_channel = targets.reshape(-1)[anchors] >= num_channels
+    return rows.masked_fill(names_no_channel.unsqueeze(1), math.nan), positions % num_channels, anchors
+
+
+def _in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) in blocks: flat, or with labels rows of logits."""
+    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
+    num_rows = max(1, BLOCK // max(1, num_columns))
+    rows = logits.view(targets.numel(), num_columns) if are_labels(logits, targets) else logits.view(-1)
+    return zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
+
+
+def _negatives(logits: Tensor, targets: Tensor, activation: str, background: int) -> Tensor:
+    """The logits of a block, with all that are no negatives replaced by certain ones: loss and gradient 0.
+
+    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
+    """
+    scores = clamp_infinities(logits)
+    if not are_labels(logits, targets):
+        return scores.masked_fill_(targets != 0, -CERTAIN)
+    num_channels = logits.shape[-1]
+    if activation == "softmax":
+        others = (targets != background % num_channels).nonzero().squeeze(1)
+        scores[others] = -CERTAIN
+        scores[others, background] = CERTAIN
+    else:
+        positives = ((targets >= 0) & (targets < num_channels)).nonzero().squeeze(1)
+        scores[positives, targets[positives].long()] = -CERTAIN
+        scores[(targets < 0).nonzero().squeeze(1)] = -CERTAIN
+    return scores
+
+
+def _losses_of_positives(scores: Tensor, channels: Tensor, activation: str, gamma: float) -> Tensor:
+    if activation == "sigmoid":
+        return reference.focal(scores, gamma)
+    return reference.cross_entropies(scores, channels)
+
+
+def _losses_of_negatives(scores: Tensor, background: int, activation: str, gamma: float) -> Tensor:
+    if activation == "sigmoid":
+        return reference.focal(-scores, gamma)
+    num_rows, num_channels = scores.shape
+    return reference.cross_entropies(scores, torch.full((num_rows,), background % num_channels, device=scores.device))
 
 
 @torch.library.custom_op("triton_rankloss::harmonic_detection_loss", mutates_args=())
@@ -302,12 +323,15 @@ def _detection_loss(
     Backward needs scale = 1 / avg_factor, the gradient of c_j, and weights = scale (dh/dc_i, dh/dl_i).
     """
     _check_localization(localization, positions)
-    losses_of, scores, _ = _select_candidates(
-        logits, targets, positions, activation, background, negative_weight, positive_weight, gamma
-    )
-    c, c_negatives = losses_of(*scores)
     dtype = accumulation_dtype(logits)
-    c, localization = c.to(dtype), localization.to(dtype)
+    positives, channels, _ = _select_positives(logits, targets, positions, activation)
+    c = positive_weight * _losses_of_positives(positives, channels, activation, gamma).to(dtype)
+    sums_of_negatives = [
+        _losses_of_negatives(_negatives(*block, activation, background), background, activation, gamma).sum(dtype=dtype)
+        for block in _in_blocks(logits.contiguous(), targets)
+    ]
+    c_negatives = negative_weight * torch.stack(sums_of_negatives)
+    localization = localization.to(dtype)
     if avg_tensor is not None:
         avg_factor = avg_tensor.to(dtype)
     elif avg_number is not None:
@@ -356,17 +380,22 @@ def _detection_loss_backward(
     gamma: float,
 ) -> Tensor:
     """Gradient of the logits, that of scale sum_j c_j + sum_i weights_i c_i; `weights` [P] are those of the c_i."""
-    losses_of, scores, places = _select_candidates(
-        logits, targets, positions, activation, background, negative_weight, positive_weight, gamma
+    factor = negative_weight * scale * upstream
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    blocks = _in_blocks(gradient, targets), _in_blocks(logits.contiguous(), targets)
+    for (of_block, _), block in zip(*blocks, strict=True):
+        negatives = _negatives(*block, activation, background)
+        (grad_negatives,) = dispatch.gradients(
+            lambda x: _losses_of_negatives(x, background, activation, gamma).sum(), [negatives], factor
+        )
+        of_block.copy_(grad_negatives)
+    positives, channels, places = _select_positives(logits, targets, positions, activation)
+    (grad_positives,) = dispatch.gradients(
+        lambda x: _losses_of_positives(x, channels, activation, gamma),
+        [positives],
+        positive_weight * weights * upstream,
     )
-
-    def weighted_sum(positives: Tensor, negatives: Tensor) -> Tensor:
-        c, c_negatives = losses_of(positives, negatives)
-        return scale * c_negatives.sum() + (weights * c).sum()
-
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    for place, grad_scores in zip(places, dispatch.gradients(weighted_sum, scores, upstream), strict=True):
-        gradient.view(-1, *grad_scores.shape[1:])[place] = grad_scores.to(gradient.dtype)
+    gradient.view(-1, *positives.shape[1:])[places] = grad_positives.to(gradient.dtype)
     return gradient
 
 
