@@ -10,8 +10,8 @@ from .targets import accumulation_dtype
 
 def focal(score: Tensor, gamma: float) -> Tensor:
     """sigmoid(-s)^gamma softplus(-s): the focal loss of a positive with logit s, of a negative with logit -s."""
-    # sigmoid(-s)^gamma as a power of e: its derivative is finite where sigmoid(-s) underflows
-    return -(gamma * logsigmoid(-score)).exp() * logsigmoid(score)
+    missing = torch.sigmoid(-score) + torch.finfo(score.dtype).tiny  # at 0 a power below 1 has no finite derivative
+    return missing.pow(gamma) * -logsigmoid(score)
 
 
 def focal_slope(score: Tensor, gamma: float) -> Tensor:

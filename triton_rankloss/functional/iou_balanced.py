@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..boxes import resolve_iou
 from ..checks import (
     check_avg_factor,
     check_background,
@@ -15,7 +16,6 @@ from ..checks import (
     split_avg_factor,
 )
 from ..ops import iou_balanced as ops
-from .boxes import iou_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -169,7 +169,7 @@ def iou_balanced_cross_entropy_loss(
     background is channel 0.
     """
     check_softmax_labels(logits, labels, background)
-    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
     _check_shape(name, iou, logits)
     check_cross_entropy_parameters(eta, background)
     check_avg_factor(avg_factor, logits)
@@ -197,7 +197,7 @@ def _classification_iou(
 ) -> Tensor:
     """IoU per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
     check_logits_and_targets(logits, targets)
-    iou, name = iou_of(iou, pred_boxes, target_boxes, logits)
+    iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
     check_per_positive(name, iou, logits, per_anchor=True)
     if iou.shape == logits.shape[:-1] or (iou.shape == logits.shape and targets.shape == logits.shape):
         return iou

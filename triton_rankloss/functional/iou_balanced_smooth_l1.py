@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..boxes import resolve_iou
 from ..checks import check_avg_factor, check_float_tensor, check_number, group_name, split_avg_factor
 from ..ops import iou_balanced as ops
-from .boxes import iou_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,7 +67,7 @@ def iou_balanced_smooth_l1_loss(
         raise ValueError(f"pred must have shape [P, 4]; got {tuple(pred.shape)}")
     if target.shape != pred.shape:
         raise ValueError(f"target must have the shape of pred, {tuple(pred.shape)}; got {tuple(target.shape)}")
-    iou, name = iou_of(iou, pred_boxes, target_boxes, pred)
+    iou, name = resolve_iou(iou, pred_boxes, target_boxes, pred)
     if iou.shape != pred.shape[:1]:
         raise ValueError(f"{name} must have shape {tuple(pred.shape[:1])}; got {tuple(iou.shape)}")
     check_parameters(lambda_, beta, loss_weight)

@@ -27,7 +27,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
-from ...reference.harmonic_detection import check_localization
 from ..arithmetic import finite, focal, focal_slope, number, power_of
 from ..candidates import load_targets, scopes_of
 from .balance import MAX_PROGRAMS, divisor, sum_of
@@ -144,7 +143,6 @@ def forward(
     avg_tensor: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, scale [], weights [2, P])."""
-    check_localization(localization, positions)
     kind: Any = {"dtype": result_dtype(logits), "device": logits.device}
     num_positives, softmax = positions.numel(), activation == "softmax"
     weights = torch.empty(2, num_positives, **kind)

@@ -1,9 +1,16 @@
 """Box losses: IoU, GIoU, DIoU, CIoU."""
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor
 
-from ..checks import check_boxes, check_choice, check_float_tensor, check_number
-from ..ops import boxes as ops
+from . import dispatch
+from .checks import check_boxes, check_choice, check_float_tensor, check_number
+from .dtypes import result_dtype
+from .module import LossModule
+from .reference import boxes as reference
 
 
 def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -29,7 +36,7 @@ def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: f
 
     Named and defined as its relatives in torchvision.ops, which has no loss for the plain IoU.
     """
-    return _box_loss(boxes1, boxes2, "iou", reduction, eps)
+    return _compute_loss(boxes1, boxes2, "iou", reduction, eps)
 
 
 def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -44,7 +51,7 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
     Source: Rezatofighi et al., CVPR 2019, arXiv 1902.09630, algorithm 2. Values are those of
     ``torchvision.ops.generalized_box_iou_loss``, except that there boxes with x2 < x1 have negative areas.
     """
-    return _box_loss(boxes1, boxes2, "giou", reduction, eps)
+    return _compute_loss(boxes1, boxes2, "giou", reduction, eps)
 
 
 def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -60,7 +67,7 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     Source: Zheng et al., AAAI 2020, arXiv 1911.08287, equation 7. Values are those of
     ``torchvision.ops.distance_box_iou_loss``, except that there boxes with x2 < x1 have negative areas.
     """
-    return _box_loss(boxes1, boxes2, "diou", reduction, eps)
+    return _compute_loss(boxes1, boxes2, "diou", reduction, eps)
 
 
 def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -79,10 +86,46 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     ``torchvision.ops.complete_box_iou_loss``, except that there a point makes the loss NaN, and boxes with x2 < x1 have
     negative areas.
     """
-    return _box_loss(boxes1, boxes2, "ciou", reduction, eps)
+    return _compute_loss(boxes1, boxes2, "ciou", reduction, eps)
 
 
-def iou_of(
+class _BoxLoss(LossModule):
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, reduction: str = "none", eps: float = 1e-7) -> None:
+        check_reduction(reduction, eps)
+        super().__init__(reduction=reduction, eps=eps)
+
+    def forward(self, boxes1: Tensor, boxes2: Tensor) -> Tensor:
+        """Loss of boxes [..., 4] in pairs."""
+        return type(self).function(boxes1, boxes2, **self.options())
+
+
+class BoxIoULoss(_BoxLoss):
+    """See :func:`triton_rankloss.box_iou_loss`."""
+
+    function = staticmethod(box_iou_loss)
+
+
+class GeneralizedBoxIoULoss(_BoxLoss):
+    """See :func:`triton_rankloss.generalized_box_iou_loss`."""
+
+    function = staticmethod(generalized_box_iou_loss)
+
+
+class DistanceBoxIoULoss(_BoxLoss):
+    """See :func:`triton_rankloss.distance_box_iou_loss`."""
+
+    function = staticmethod(distance_box_iou_loss)
+
+
+class CompleteBoxIoULoss(_BoxLoss):
+    """See :func:`triton_rankloss.complete_box_iou_loss`."""
+
+    function = staticmethod(complete_box_iou_loss)
+
+
+def resolve_iou(
     iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None, like: Tensor
 ) -> tuple[Tensor, str]:
     """(IoU, detached; what errors call it), as it was given or of the boxes [..., 4], on the device of `like`."""
@@ -98,13 +141,13 @@ def iou_of(
     return 1 - box_iou_loss(pred_boxes.detach(), target_boxes.detach()), "the IoU of pred_boxes and target_boxes"
 
 
-def check_parameters(reduction: str, eps: float) -> None:
-    """Errors that name the argument."""
+def check_reduction(reduction: str, eps: float = 0) -> None:
+    """How losses of boxes are reduced, and what keeps their denominators from 0."""
     check_choice("reduction", reduction, ("none", "mean", "sum"))
     check_number("eps", eps, 0)
 
 
-def reduce(losses: Tensor, reduction: str) -> Tensor:
+def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
     """The mean of nothing is 0."""
     if reduction == "none":
         return losses
@@ -112,8 +155,76 @@ def reduce(losses: Tensor, reduction: str) -> Tensor:
     return total / max(1, losses.numel()) if reduction == "mean" else total
 
 
-def _box_loss(boxes1: Tensor, boxes2: Tensor, kind: str, reduction: str, eps: float) -> Tensor:
+def _compute_loss(boxes1: Tensor, boxes2: Tensor, kind: str, reduction: str, eps: float) -> Tensor:
     check_boxes("boxes1", boxes1)
     check_boxes("boxes2", boxes2, like=boxes1, shape=boxes1.shape)
-    check_parameters(reduction, eps)
-    return reduce(ops.box_loss(boxes1, boxes2, kind, 0.0, eps), reduction)
+    check_reduction(reduction, eps)
+    return reduce_losses(box_losses(boxes1, boxes2, kind, 0.0, eps), reduction)
+
+
+@torch.library.custom_op("triton_rankloss::box_loss", mutates_args=())
+def box_losses(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
+    """Losses [...] of boxes [..., 4] in pairs; kind is iou, giou, diou, ciou or harmonic (which alone uses gamma)."""
+    return _formula(boxes1, boxes2, kind, gamma, eps).contiguous()
+
+
+@box_losses.register_fake
+def _(boxes1: Tensor, boxes2: Tensor, *_: Any) -> Tensor:
+    return boxes1.new_empty(boxes1.shape[:-1], dtype=result_dtype(boxes1, boxes2))
+
+
+@dispatch.kernel(box_losses)
+def _(*arguments: Any) -> Tensor:
+    from .kernels.pointwise import boxes
+
+    return boxes.box_loss(*arguments)
+
+
+@torch.library.custom_op("triton_rankloss::box_loss_backward", mutates_args=())
+def _box_loss_backward(boxes1: Tensor, boxes2: Tensor, upstream: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
+    """Gradient of `boxes1`. The losses are symmetric: exchange the boxes for that of `boxes2`."""
+    (gradient,) = dispatch.gradients(lambda boxes: _formula(boxes, boxes2, kind, gamma, eps), [boxes1], upstream)
+    return gradient
+
+
+_box_loss_backward.register_fake(dispatch.fake_gradient)
+dispatch.once_differentiable(_box_loss_backward)
+
+
+@dispatch.kernel(_box_loss_backward)
+def _(*arguments: Any) -> Tensor:
+    from .kernels.pointwise import boxes
+
+    return boxes.box_loss_backward(*arguments)
+
+
+def _formula(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
+    dtype = result_dtype(boxes1, boxes2)
+    boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
+    if kind == "harmonic":
+        return reference.harmonic_iou_loss(boxes1, boxes2, gamma, eps)
+    formulas = {
+        "iou": reference.box_iou_loss,
+        "giou": reference.generalized_box_iou_loss,
+        "diou": reference.distance_box_iou_loss,
+        "ciou": reference.complete_box_iou_loss,
+    }
+    return formulas[kind](boxes1, boxes2, eps)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dispatch.save(ctx, inputs[:2], inputs[2:])
+
+
+def _backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradient1 = gradient2 = None
+    if upstream is not None:
+        boxes1, boxes2 = ctx.saved_tensors
+        if ctx.needs_input_grad[0]:
+            gradient1 = _box_loss_backward(boxes1, boxes2, upstream, *ctx.parameters)
+        if ctx.needs_input_grad[1]:
+            gradient2 = _box_loss_backward(boxes2, boxes1, upstream, *ctx.parameters)
+    return gradient1, gradient2, None, None, None
+
+
+box_losses.register_autograd(_backward, setup_context=_setup_context)
