@@ -1,5 +1,6 @@
 """Losses for training object detectors that rank candidates or weigh them by IoU."""
 
+from .dr import DRLoss as DRLoss, dr_loss as dr_loss
 from .functional import (
     ALRPLosses as ALRPLosses,
     RankingStatistics as RankingStatistics,
@@ -9,18 +10,27 @@ from .functional import (
     box_iou_loss as box_iou_loss,
     complete_box_iou_loss as complete_box_iou_loss,
     distance_box_iou_loss as distance_box_iou_loss,
-    dr_loss as dr_loss,
     generalized_box_iou_loss as generalized_box_iou_loss,
     harmonic_detection_loss as harmonic_detection_loss,
     harmonic_iou_loss as harmonic_iou_loss,
     harmonic_loss as harmonic_loss,
-    iou_balanced_bce_loss as iou_balanced_bce_loss,
-    iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
-    iou_balanced_focal_loss as iou_balanced_focal_loss,
-    iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
     rank_sort_loss as rank_sort_loss,
     ranking_statistics as ranking_statistics,
     task_contrastive_loss as task_contrastive_loss,
+)
+from .iou_balanced import (
+    IoUBalancedBCELoss as IoUBalancedBCELoss,
+    IoUBalancedFocalLoss as IoUBalancedFocalLoss,
+    iou_balanced_bce_loss as iou_balanced_bce_loss,
+    iou_balanced_focal_loss as iou_balanced_focal_loss,
+)
+from .iou_balanced_cross_entropy import (
+    IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
+    iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
+)
+from .iou_balanced_smooth_l1 import (
+    IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
+    iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
 )
 from .modules import (
     ALRPLoss as ALRPLoss,
@@ -28,15 +38,10 @@ from .modules import (
     BoxIoULoss as BoxIoULoss,
     CompleteBoxIoULoss as CompleteBoxIoULoss,
     DistanceBoxIoULoss as DistanceBoxIoULoss,
-    DRLoss as DRLoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
     HarmonicDetectionLoss as HarmonicDetectionLoss,
     HarmonicIoULoss as HarmonicIoULoss,
     HarmonicLoss as HarmonicLoss,
-    IoUBalancedBCELoss as IoUBalancedBCELoss,
-    IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
-    IoUBalancedFocalLoss as IoUBalancedFocalLoss,
-    IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
     RankSortBoxLosses as RankSortBoxLosses,
     RankSortLoss as RankSortLoss,
     TaskContrastiveLoss as TaskContrastiveLoss,

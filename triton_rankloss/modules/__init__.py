@@ -8,7 +8,7 @@ from .boxes import (
     DistanceBoxIoULoss as DistanceBoxIoULoss,
     GeneralizedBoxIoULoss as GeneralizedBoxIoULoss,
 )
-from .dr import (
+from ..dr import (
     DRLoss as DRLoss,
 )
 from .harmonic import (
@@ -19,10 +19,10 @@ from .harmonic import (
 from .harmonic_detection import (
     HarmonicDetectionLoss as HarmonicDetectionLoss,
 )
-from .iou_balanced import (
+from ..iou_balanced import (
     IoUBalancedBCELoss as IoUBalancedBCELoss,
-    IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
     IoUBalancedFocalLoss as IoUBalancedFocalLoss,
-    IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
 )
+from ..iou_balanced_cross_entropy import IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss
+from ..iou_balanced_smooth_l1 import IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss
 from .rank_sort import RankSortBoxLosses as RankSortBoxLosses, RankSortLoss as RankSortLoss
