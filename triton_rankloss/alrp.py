@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ranking
+from .boxes import generalized_box_iou_loss
 from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
 from .distributed import join_ranks
 from .dtypes import result_dtype
-from .functional.boxes import generalized_box_iou_loss
 from .module import LossModule
 from .reference import alrp as reference, sorted as sorted_engine
 from .targets import check_count, positive_positions

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ranking
+from .boxes import box_iou_loss, generalized_box_iou_loss
 from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
 from .distributed import join_ranks
-from .functional.boxes import box_iou_loss, generalized_box_iou_loss
 from .module import LossModule
 from .reference import rank_sort as reference, sorted as sorted_engine
 from .targets import positive_positions, values_at_positives

@@ -23,7 +23,7 @@ log N, and small where the weights are, so that their exponents are rounded leas
                          _gradient_kernel (b, s): the gradient of block b of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
-    process group        group.py adds up the partial sums of each rank, and dr_finish.py those of all
+    process group        dr_group.py adds up the partial sums of each rank, and dr_finish.py those of all
 """
 
 import math
@@ -35,11 +35,10 @@ from torch import Tensor
 
 from ...distributed import world_size
 from ...dtypes import result_dtype
-from ...reference.dr import agree
 from ..arithmetic import exponential, number, reciprocal
 from ..candidates import load_candidates, scopes_of
 from .dr_finish import finish
-from .dr_group import mean_over_images_of_all, tilted_sums_of_all
+from .dr_group import gather_sums, mean_over_images
 
 # Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
 # registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
@@ -156,15 +155,13 @@ def forward(
     shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
     partial = _sums(logits, targets, rates, shifted, per_image)
-    if group is not None:
-        agree(logits, margin, pos_lambda, neg_lambda, L, tau, per_image, group)
-        if not per_image:
-            partial = tilted_sums_of_all(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
+    if group is not None and not per_image:
+        partial = gather_sums(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
     loss, state = finish(partial, rates, margin, L, tau, shifted, result_dtype(logits))
     if group is None:
         return loss, state
     if per_image:
-        return mean_over_images_of_all(loss, state, partial, group)
+        return mean_over_images(loss, state, partial, group)
     state[:, 0] *= world_size(group)
     return loss, state
 

@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
-from ...reference.iou_balanced import agree_on_focal
 from ..arithmetic import finite, focal, focal_slope, iou_weights, number, power_of
 from ..candidates import load_targets, scopes_of
 from .balance import MAX_PROGRAMS, balance
@@ -123,8 +122,6 @@ def focal_forward(
             BLOCK=BLOCK, POWER=power_of(gamma), LOGITS_PER_IOU=_logits_per_iou(logits, iou), **scopes.arguments(),
         )  # fmt: skip
     weights = (negative_weight, positive_weight)
-    if group is not None:
-        agree_on_focal(logits, eta, weights, gamma, avg_number if avg_tensor is None else avg_tensor, group)
     return balance(partial, weights, avg_number, avg_tensor, group)
 
 

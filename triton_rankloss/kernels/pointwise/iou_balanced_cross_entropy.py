@@ -20,7 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
-from ...reference.iou_balanced import agree_on_cross_entropy
 from ..arithmetic import iou_weights, number
 from ..candidates import TRITON_DTYPE
 from .balance import balance
@@ -91,8 +90,6 @@ def forward(
             logits.contiguous(), labels.contiguous(), iou.contiguous(), partial, num_rows, background % num_channels,
             eta, COMPUTE=TRITON_DTYPE[partial.dtype], **tile,
         )  # fmt: skip
-    if group is not None:
-        agree_on_cross_entropy(logits, eta, background, avg_number if avg_tensor is None else avg_tensor, group)
     return balance(partial, (1.0, 1.0), avg_number, avg_tensor, group)
 
 

@@ -109,7 +109,7 @@ def forward(
     pred: Tensor, target: Tensor, iou: Tensor, lambda_: float, beta: float, loss_weight: float,
     avg_number: float | None, avg_tensor: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Loss of pred, target [P, D] and iou [P]; see `reference.iou_balanced.smooth_l1_forward`."""
+    """Loss of pred, target [P, D] and iou [P]."""
     dtype = result_dtype(pred, target)
     num_rows, num_columns = pred.shape
     rows = rows_of_tile(num_columns)
@@ -130,7 +130,7 @@ def backward(
     pred: Tensor, target: Tensor, iou: Tensor, upstream: Tensor, lambda_: float, beta: float, loss_weight: float,
     avg_number: float | None, avg_tensor: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Gradient of `pred`, in its dtype; see `reference.iou_balanced.smooth_l1_backward`."""
+    """Gradient of `pred`, in its dtype."""
     gradient = torch.empty_like(pred, memory_format=torch.contiguous_format)
     if gradient.numel() > 0:
         dtype = result_dtype(pred, target)
