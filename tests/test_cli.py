@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 from triton_rankloss.__main__ import main
 from triton_rankloss.cli import check as checking
 from triton_rankloss.cli.cases import FORMS, SIZES, Case, cases
@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from bench import gpu_run, gpu_summary
 
 CPU = torch.device("cpu")
-LOSSES = {name for name, value in vars(trl).items() if inspect.isfunction(value) and name.endswith("_loss")}
+LOSSES = {name for name, value in vars(rankloss).items() if inspect.isfunction(value) and name.endswith("_loss")}
 
 
 def test_every_public_loss_has_a_case():
