@@ -1,5 +1,15 @@
 """Losses for training object detectors that rank candidates or weigh them by IoU."""
 
+try:
+    from . import reference as reference
+except ImportError as error:
+    raise ImportError(
+        "triton_rankloss.reference is missing. In a checkout it is a symbolic link to the folder reference, and where "
+        "git makes no links (core.symlinks=false, usual on Windows) a text file. Install the package, "
+        "pip install --editable . or make the link: git config core.symlinks true, "
+        "then git checkout -- triton_rankloss/reference"
+    ) from error
+
 from .functional import (
     ALRPLosses as ALRPLosses,
     RankingStatistics as RankingStatistics,
