@@ -2,13 +2,13 @@
 
 try:
     from . import reference as reference
-except ImportError as error:
+except ImportError:
     raise ImportError(
         "triton_rankloss.reference is missing. In a checkout it is a symbolic link to the folder reference, and where "
         "git makes no links (core.symlinks=false, usual on Windows) a text file. Install the package, "
         "pip install --editable . or make the link: git config core.symlinks true, "
         "then git checkout -- triton_rankloss/reference"
-    ) from error
+    ) from None
 
 from .functional import (
     ALRPLosses as ALRPLosses,
