@@ -10,12 +10,9 @@ except ImportError:
         "then git checkout -- triton_rankloss/reference"
     ) from None
 
+from .alrp import ALRPLoss as ALRPLoss, ALRPLosses as ALRPLosses, alrp_loss as alrp_loss
+from .ap import APLoss as APLoss, ap_loss as ap_loss
 from .functional import (
-    ALRPLosses as ALRPLosses,
-    RankingStatistics as RankingStatistics,
-    RankSortLosses as RankSortLosses,
-    alrp_loss as alrp_loss,
-    ap_loss as ap_loss,
     box_iou_loss as box_iou_loss,
     complete_box_iou_loss as complete_box_iou_loss,
     distance_box_iou_loss as distance_box_iou_loss,
@@ -28,13 +25,9 @@ from .functional import (
     iou_balanced_cross_entropy_loss as iou_balanced_cross_entropy_loss,
     iou_balanced_focal_loss as iou_balanced_focal_loss,
     iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss,
-    rank_sort_loss as rank_sort_loss,
-    ranking_statistics as ranking_statistics,
     task_contrastive_loss as task_contrastive_loss,
 )
 from .modules import (
-    ALRPLoss as ALRPLoss,
-    APLoss as APLoss,
     BoxIoULoss as BoxIoULoss,
     CompleteBoxIoULoss as CompleteBoxIoULoss,
     DistanceBoxIoULoss as DistanceBoxIoULoss,
@@ -47,9 +40,14 @@ from .modules import (
     IoUBalancedCrossEntropyLoss as IoUBalancedCrossEntropyLoss,
     IoUBalancedFocalLoss as IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
-    RankSortBoxLosses as RankSortBoxLosses,
-    RankSortLoss as RankSortLoss,
     TaskContrastiveLoss as TaskContrastiveLoss,
 )
+from .rank_sort import (
+    RankSortBoxLosses as RankSortBoxLosses,
+    RankSortLoss as RankSortLoss,
+    RankSortLosses as RankSortLosses,
+    rank_sort_loss as rank_sort_loss,
+)
+from .statistics import RankingStatistics as RankingStatistics, ranking_statistics as ranking_statistics
 
 __version__ = "0.1.0"

@@ -1,7 +1,5 @@
 """The losses as functions: they check their arguments and call one operator."""
 
-from .alrp import ALRPLosses as ALRPLosses, alrp_loss as alrp_loss
-from .ap import ap_loss as ap_loss
 from .boxes import (
     box_iou_loss as box_iou_loss,
     complete_box_iou_loss as complete_box_iou_loss,
@@ -25,5 +23,3 @@ from .iou_balanced import (
     iou_balanced_focal_loss as iou_balanced_focal_loss,
 )
 from .iou_balanced_smooth_l1 import iou_balanced_smooth_l1_loss as iou_balanced_smooth_l1_loss
-from .rank_sort import RankSortLosses as RankSortLosses, rank_sort_loss as rank_sort_loss
-from .statistics import RankingStatistics as RankingStatistics, ranking_statistics as ranking_statistics

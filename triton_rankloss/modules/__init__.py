@@ -1,7 +1,5 @@
 """The losses as modules: they store hyper-parameters and call the functions."""
 
-from .alrp import ALRPLoss as ALRPLoss
-from .ap import APLoss as APLoss
 from .boxes import (
     BoxIoULoss as BoxIoULoss,
     CompleteBoxIoULoss as CompleteBoxIoULoss,
@@ -25,4 +23,3 @@ from .iou_balanced import (
     IoUBalancedFocalLoss as IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss as IoUBalancedSmoothL1Loss,
 )
-from .rank_sort import RankSortBoxLosses as RankSortBoxLosses, RankSortLoss as RankSortLoss

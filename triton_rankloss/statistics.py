@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.ap import positives_ranked_above
-from ..reference.targets import accumulation_dtype
+from .dtypes import accumulation_dtype
+from .reference import sorted as sorted_engine
+from .reference.ap import rank_among_positives
 
 
 class RankingStatistics(NamedTuple):
@@ -69,7 +70,9 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
     # Negative j receives sum_i w_i H(n_j - p_i), all of them as much as the positives get: update_i = -w_i b_i.
     above = torch.where(weights == 0, 0, -updates[0, :num_positives].to(dtype) / weights)
     scopes = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
-    among = torch.cat([scores[:0], *(positives_ranked_above(scores[scope], node.delta) for scope in scopes)])
+    among = torch.cat(
+        [scores[:0], *(rank_among_positives(scores[scope], node.delta, sorted_engine) for scope in scopes)]
+    )
     precision = among / (among + above)
     nan = precision.new_tensor(torch.nan)
     return RankingStatistics(

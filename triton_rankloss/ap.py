@@ -1,11 +1,16 @@
-"""AP Loss."""
+"""AP Loss: function, module, operator. The mathematics of its error is in reference/ap.py."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from ..checks import check_logits_and_targets, check_max_positives, check_number, group_name
-from ..ops import ap as ops
+from . import dispatch, ranking
+from .checks import check_logits_and_targets, check_max_positives, check_number, group_name
+from .distributed import join_ranks
+from .module import LossModule
+from .reference import ap as reference, sorted as sorted_engine
+from .targets import positive_positions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -63,5 +68,75 @@ def ap_loss(
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_number("delta", delta, 0)
     check_max_positives(max_positives)
-    bound, name = (max_positives if group is None else None), group_name(group)
-    return ops.ap_loss(logits, targets, delta, interpolate, per_image, bound, name)[0]
+    bound = max_positives if group is None else None
+    return _ap_loss(logits, targets, delta, interpolate, per_image, bound, group_name(group))[0]
+
+
+class APLoss(LossModule):
+    """See :func:`triton_rankloss.ap_loss`."""
+
+    def __init__(
+        self,
+        *,
+        delta: float = 1.0,
+        interpolate: bool = True,
+        per_image: bool = False,
+        group: "ProcessGroup | None" = None,
+        max_positives: int | None = None,
+    ) -> None:
+        check_number("delta", delta, 0)
+        super().__init__(
+            delta=delta, interpolate=interpolate, per_image=per_image, group=group, max_positives=max_positives
+        )
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of logits [..., C] or [N] with dense targets or labels."""
+        return ap_loss(logits, targets, **self.options())
+
+
+@torch.library.custom_op("triton_rankloss::ap_loss", mutates_args=())
+def _ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    delta: float,
+    interpolate: bool,
+    per_image: bool,
+    max_positives: int | None,
+    group: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, fields of ranking.State with one update)."""
+
+    def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:
+        loss, update, weights = reference.ap_error(positives, above, delta, interpolate, sorted_engine)
+        return ranking.Error((loss,), weights, (update,))
+
+    positions = positive_positions(logits, targets, None)
+    arguments = {"delta": delta, "interpolate": interpolate}
+    ranks = join_ranks(group, "ap_loss", arguments, logits, positions.numel(), per_image)
+    batch = ranking.gather_batch(logits, targets, positions, per_image, ranks)
+    losses, state, _ = ranking.rank(batch, delta, max_positives, error)
+    return losses[0], *state
+
+
+@dispatch.kernel(_ap_loss)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    from .kernels.ranking import ap
+
+    return ap.forward(*arguments)
+
+
+@_ap_loss.register_fake
+def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return ranking.fake_state(logits, arguments, num_losses=1, num_updates=1)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets, delta, *_ = inputs
+    ranking.save_state(ctx, logits, targets, output[1:], delta)
+
+
+def _backward(ctx: Any, loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return ranking.logits_gradient(ctx, loss), *[None] * 6
+
+
+_ap_loss.register_autograd(_backward, setup_context=_setup_context)
