@@ -5,7 +5,7 @@ import torch
 from cases import relative_error
 
 import triton_rankloss as trl
-from triton_rankloss.cli.dispatch import on_reference
+from triton_rankloss.cli.operators import on_reference
 
 # Two positives. Boxes 1: IoU 1/2, enclosing box = the larger one, so GIoU = 1/2; boxes 2 are equal.
 PRED = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 3.0, 3.0]])

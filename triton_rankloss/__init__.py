@@ -1,5 +1,15 @@
 """Losses for training object detectors that rank candidates or weigh them by IoU."""
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("triton_rankloss.reference") is None:
+    raise ImportError(
+        "triton_rankloss.reference is missing. In a checkout it is a symbolic link to the folder reference, and where "
+        "git makes no links (core.symlinks=false, usual on Windows) a text file. Install the package, "
+        "pip install --editable . or make the link: git config core.symlinks true, "
+        "then git checkout -- triton_rankloss/reference"
+    )
+
 from .alrp import ALRPLoss as ALRPLoss, ALRPLosses as ALRPLosses, alrp_loss as alrp_loss
 from .ap import APLoss as APLoss, ap_loss as ap_loss
 from .boxes import (

@@ -1,7 +1,7 @@
 """torchvision's RetinaNet trained with any of the losses: candidates of all levels and images are ranked at once.
 
     model = retinanet_resnet50_fpn_v2(num_classes=91, score_thresh=0.0)
-    use_loss(model, trl.RankSortLoss())
+    use_loss(model, rankloss.RankSortLoss())
     losses = model(images, targets)  # a dict of losses, to be summed, as before
 
 `score_thresh` drops detections by the level of their score; a ranking loss fixes the order of scores, not their level.

@@ -1,7 +1,7 @@
 """Hugging Face's RT-DETR and RT-DETRv2 trained with a ranking loss in place of varifocal loss.
 
     model = RTDetrForObjectDetection(config)
-    use_loss(model, trl.RankSortLoss())
+    use_loss(model, rankloss.RankSortLoss())
     model(pixel_values=images, labels=labels).loss.backward()  # as before, and so in Trainer
 
 Matching and box losses stay those of the model, with the weights of its config. Every set of predictions (each decoder

@@ -1,16 +1,22 @@
-"""What a compiled kernel takes of a GPU: registers, spills, shared memory, and the instructions of its hot loops."""
+"""FP32 instructions that the pair kernels of the ranking losses spend on a pair, read from NVIDIA machine code.
 
+    python -m tools.machine_code --arch sm_90 --quick
+
+Takes the options of `python -m triton_rankloss kernels`; no GPU is needed, Triton's disassembler is.
+"""
+
+import argparse
+import json
 import math
 import re
-import shutil
-import subprocess
-import tempfile
+import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import triton
 import triton.language as tl
+
+from triton_rankloss.cli import kernels
+from triton_rankloss.cli.resources import cuobjdump
 
 # Kernels over tiles of pairs: the constants that are the sides of a tile.
 PAIRS = {
@@ -26,15 +32,6 @@ PAIRS = {
 FP32 = ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSET", "FSETP", "FADD2", "FMUL2", "FFMA2")
 
 
-class Resources(NamedTuple):
-    """Per thread, and per block of threads; None where no tool tells."""
-
-    registers: int | None
-    spilled: int | None  # bytes of local memory a thread
-    shared: int  # bytes
-    num_warps: int
-
-
 class Loop(NamedTuple):
     """An innermost loop over pairs."""
 
@@ -47,29 +44,11 @@ class Loop(NamedTuple):
         return f"{total / self.pairs:.2f} ({names} for {self.pairs})"
 
 
-def resources(kernel: Any) -> Resources:
-    """Of a kernel that Triton compiled."""
-    shared, num_warps = kernel.metadata.shared, kernel.metadata.num_warps
-    if "amdgcn" in kernel.asm:
-
-        def number(name: str) -> int:
-            found = re.search(rf"\.{name}:\s*(\d+)", kernel.asm["amdgcn"])
-            return int(found[1]) if found else 0
-
-        # Scalar registers spill to lanes of vector registers, not to memory.
-        return Resources(number("vgpr_count"), number("private_segment_fixed_size"), shared, num_warps)
-    usage = _cuobjdump("--dump-resource-usage", kernel.asm["cubin"])
-    if usage is None:
-        return Resources(None, None, shared, num_warps)
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    return Resources(used["REG"], used["STACK"] + used["LOCAL"], shared, num_warps)
-
-
 def pair_loops(name: str, kernel: Any) -> list[Loop]:
     """The hot loops of kernel `name`, the cheapest first; none without pairs, in float64, or without disassembler."""
     if name not in PAIRS or "cubin" not in kernel.asm:
         return []
-    sass = _cuobjdump("--dump-sass", kernel.asm["cubin"])
+    sass = cuobjdump("--dump-sass", kernel.asm["cubin"])
     if sass is None:
         return []
     function = kernel.src.fn
@@ -115,14 +94,41 @@ def _plain(name: str) -> str:
     return name.partition(".")[0] + (".SAT" if ".SAT" in name else "")
 
 
-def _cuobjdump(option: str, cubin: bytes) -> str | None:
-    """What NVIDIA's tool says of a cubin: the one that comes with Triton, or one on the path."""
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    tool = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
-    if tool is None:
-        return None
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+def loops_of_all(plan: kernels.Plan, arch: str) -> dict[str, list[Loop]]:
+    """Of every pair kernel that is launched; where cases compile it differently, of the first."""
+    found: dict[str, list[Loop]] = {}
+    for _, _, phases in kernels.compiled(plan, arch):
+        for launch in [launch for phase in phases for launch in phase.kernels]:
+            if launch.kernel not in found and launch.compiled is not None:
+                loops = pair_loops(launch.kernel, launch.compiled)
+                if loops:
+                    found[launch.kernel] = loops
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the loops of every architecture; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.machine_code", description=(__doc__ or "").splitlines()[0])
+    kernels.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        plan = kernels.plan_of(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = {arch: loops_of_all(plan, arch) for arch in plan.targets}
+    for arch, loops in found.items():
+        print(f"\n{arch}: FP32 instructions a pair of each loop")
+        for name, ways in sorted(loops.items()):
+            print(f"{name:34} {'; '.join(map(str, ways))}")
+    if options.json is not None:
+        rows = {
+            arch: {name: [way._asdict() for way in ways] for name, ways in loops.items()}
+            for arch, loops in found.items()
+        }
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,5 @@
 """What PyTorch's dispatcher knows of this package's operators: which implementation runs where."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,17 +9,18 @@ from torch._library.custom_ops import OPDEFS
 from torch.library import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..dispatch import DEVICE_TYPES
 from .cases import Case
 
 
 def interpreted() -> bool:
     """Whether CPU tensors go through the Triton kernels, interpreted."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return "cpu" in DEVICE_TYPES
 
 
 def operators() -> list[CustomOpDef]:
-    """Every operator of the package."""
-    return [op for name, op in sorted(OPDEFS.items()) if name.startswith("triton_rankloss::")]
+    """Every operator of the package, by name: PyTorch keeps a table of those that are defined in Python."""
+    return [operator for name, operator in sorted(OPDEFS.items()) if name.startswith("triton_rankloss::")]
 
 
 def launcher(operator: CustomOpDef, device_type: str) -> Any:
