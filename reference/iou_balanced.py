@@ -44,7 +44,7 @@ def iou_balanced_bce_loss(
 def iou_balanced_cross_entropy_loss(
     logits: Tensor, labels: Tensor, iou: Tensor, eta: float, background: int, avg_factor: float | Tensor
 ) -> Tensor:
-    """Loss of the logits [M, K] of samples with `labels` [M] and `iou` [M], of which the background's does not count."""
+    """Loss of the logits [M, K] of samples with `labels` [M] and `iou` [M]; that of the background does not count."""
     terms, is_negative = cross_entropy(logits, labels, reduction="none"), labels == background
     weights = iou_weights(iou[~is_negative], eta)
     return balance(sum_terms(terms[is_negative], terms[~is_negative], weights), avg_factor)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, distributed
-from .boxes import iou_of as resolve_iou
+from .boxes import resolve_iou
 from .checks import (
     check_avg_factor,
     check_logits_and_targets,
