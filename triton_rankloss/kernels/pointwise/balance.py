@@ -43,7 +43,7 @@ def sum_programs(partial_ptr, quantity, num_programs, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_divisor(avg_ptr, avg_number, default, HAS_NUMBER: tl.constexpr):
-    """What the sum is divided by: the tensor or the number that was given, or without both `default`, at least 1."""
+    """avg_factor: the tensor or the number that was given, or without both `default`, at least 1."""
     if avg_ptr is not None:
         return tl.load(avg_ptr).to(tl.float64)
     if HAS_NUMBER:

@@ -46,7 +46,7 @@ from .dr_group import mean_over_images_of_all, tilted_sums_of_all
 # registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
 BLOCK = 1024
 MAX_PROGRAMS = 1024  # that read the logits: several for each multiprocessor of today's GPUs
-LARGEST_CENTERED = 96.0
+LARGEST_CENTERED = 96.0  # |k| up to which the forward pass keeps the shift at 1/2
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def _probability(x):
 
 @triton.jit
 def _add_shifted(shift, sum_w, sum_wc, c, mask, rate):
-    """Sums with the masked c added, relative to the c that weighs most."""
+    """(shift, sum of w, sum of w c) with the masked c added; the shift is the c that weighs most so far."""
     lowest = tl.minimum(shift, tl.where(mask, c, 0.5))
     highest = tl.maximum(shift, tl.where(mask, c, -0.5))
     new_shift = tl.where(rate < 0, lowest, highest)
@@ -71,7 +71,7 @@ def _add_shifted(shift, sum_w, sum_wc, c, mask, rate):
 
 @triton.jit
 def _store_sums(partial_ptr, stride, shift, sum_w, sum_wc, rate, SHIFTED: tl.constexpr):
-    """The sums of a program's lanes, relative to the shift that weighs most."""
+    """Store the sums over all lanes of a program, relative to the shift that weighs most."""
     if SHIFTED:
         new_shift = tl.max(rate * shift) / rate
         kept = tl.exp2(rate * (shift - new_shift))

@@ -1,6 +1,6 @@
 """Count: how many negatives rank above each positive, b_i = sum_j H(n_j - p_i), over tiles of pairs.
 
-step.py has H. Only the mixed negatives of lists.py need pairs; the others contribute their number and their sum.
+H is in step.py. Only the mixed negatives of lists.py need pairs; the others contribute their number and their sum.
 A pair takes two instructions: with n' = (n - c) / (2 delta) and p' = (p - c) / (2 delta) - 1/2, H = saturate(n' - p'),
 an addition that saturates, and an addition to the sum. The origin c is a score of the tile of positives, so that the
 rescaling costs few digits; a tile whose scores lie so far apart that it would cost more takes a third instruction,

@@ -1,6 +1,7 @@
-"""Which negatives need to be compared with positives one by one: a sum for most of them, lists of the others.
+"""Lists of the negatives that have to be compared with positives pair by pair, and sums over all others.
 
-With lowest and highest positive p_min and p_max of the scope, a negative is, for all positives at once,
+H is in step.py. With p_min and p_max the lowest and highest positive of the scope, a negative is, for all positives at
+once,
     irrelevant  below p_min - delta                    H = 0
     saturated   at or above p_max + delta              H = 1: their number is enough
     on the line in [p_max - delta, p_min + delta]      H = (n_j - p_i + delta) / (2 delta): their number and sum are
@@ -111,7 +112,7 @@ def _list_kernel(
 
 
 def list_mixed(scopes: Scopes, positives: Positives, delta: float, tile: int) -> Lists:
-    """Read the logits once; `tile` positives at a time give the range of a scope's scores."""
+    """Lists and lines of all scopes, in one pass over the logits; `tile`: positives that a kernel reads at a time."""
     num_blocks = triton.cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
     blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
     num_lists = triton.cdiv(num_blocks, blocks_per_list)

@@ -1,6 +1,6 @@
 """Transport: the gradient of every logit, g_j = sum_i w_i H(n_j - p_i) at the negatives, by search.
 
-step.py has H. g is piecewise linear in n_j, with kinks at p_i - delta and p_i + delta (for delta = 0: piecewise
+H is in step.py. g is piecewise linear in n_j, with kinks at p_i - delta and p_i + delta (for delta = 0: piecewise
 constant, with steps at p_i). The table holds the sorted kinks, the value of g at each and its slope to the right of it,
 both computed by the definition: a prefix sum would lose digits. The gradient of a negative is then looked up,
     g_j = value + slope (n_j - kink),   at the last kink that is not above n_j,
