@@ -19,12 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = {
     "candidates": {"TARGETS_BLOCK": 16},
+    "ranking.lists": {"CANDIDATES_BLOCK": 16, "MAX_LISTS": 3},
     "ranking.count": {
-        "CANDIDATES_BLOCK": 16,
         "PAIRS_BLOCK": 8,
         "POSITIVES_BLOCK": 4,
         "POSITIVES_BLOCK_FLOAT64": 4,
-        "MAX_LISTS": 3,
         "MIN_PROGRAMS": 2,
     },
     "ranking.transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
