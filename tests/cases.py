@@ -1,6 +1,7 @@
-"""Inputs that the tests of the ranking losses share, and the comparison they use."""
+"""What the tests share: the table of tolerances with the comparison that uses it, kinds of scores, golden vectors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +9,43 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Bound on |error| / max |expected| that rounding of the result and float32 accumulation leave, per dtype of the logits.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# Largest |error| / max |expected| that rounding to the dtype and accumulation in float32 leave. Triton's interpreter
+# truncates where a GPU rounds to bfloat16: one unit in the last place, 2**-7.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def assert_close(
+    actual: Any, expected: Any, dtype: torch.dtype | None = None, *, times: float = 1.0, atol: float = 0.0
+) -> None:
+    """Tensors or numbers are equal to TOLERANCE of `dtype`, by default that of `actual`; NaN only where expected.
+
+    A claim that is sharper or needs more says so by `times`, and one about what should be zero by `atol`.
+    """
+    dtype = dtype or (actual.dtype if isinstance(actual, Tensor) else torch.float64)
+    actual, expected = (
+        torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (actual, expected)
+    )
+    assert actual.shape == expected.shape
+    assert torch.equal(actual.isnan(), expected.isnan()), "NaN in other places"
+    error, limit = relative_error(actual, expected), times * TOLERANCE[dtype]
+    distance = error * expected[expected.isfinite()].abs().max().item() if error > 0 else 0.0
+    assert error <= limit or distance <= atol, f"relative error {error:.1e} > {limit:.1e}: {actual}, not {expected}"
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest |actual - expected|, relative to the largest |expected|, where they are finite."""
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())  # infinities as well
+    difference = (actual - expected).abs().masked_fill(same, 0)
+    if difference.numel() == 0 or not difference.any():
+        return 0.0
+    scale = expected[expected.isfinite()].abs()
+    return (difference.max() / (scale.max() if scale.numel() else scale.sum()).clamp(min=1e-30)).item()
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Nested tuples and lists of tensors are the same bit for bit; NaN equals NaN."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def golden(family: str) -> list[Path]:
@@ -19,15 +55,6 @@ def golden(family: str) -> list[Path]:
 def load(path: Path) -> dict[str, Tensor]:
     with np.load(path) as arrays:
         return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest |actual - expected|, relative to the largest |expected|."""
-    expected = expected.detach().double().cpu()
-    difference = (actual.detach().double().cpu() - expected).abs()
-    if difference.numel() == 0:
-        return 0.0
-    return (difference.max() / expected.abs().max().clamp(min=1e-30)).item() if difference.max() > 0 else 0.0
 
 
 def scores(kind: str, num_positives: int, num_negatives: int) -> tuple[Tensor, Tensor]:
