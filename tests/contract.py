@@ -152,16 +152,14 @@ LOSSES = (
 
 
 def make_labels(state: str) -> Tensor:
-    """Labels [3, 8]: 0 to 2 foreground, 3 background, -1 ignored; an image without positives, one without candidates."""
-    labels = torch.full((3, 8), NUM_CLASSES if state != "all ignored" else -1)
+    """Labels [2, 8]: 0 to 2 foreground, 3 background, -1 ignored."""
+    labels = torch.full((2, 8), NUM_CLASSES if state != "all ignored" else -1)
     if state in ("mixed", "no negatives"):
-        labels[0] = torch.tensor([0, 3, 2, -1, 3, 1, 0, -1])
-        labels[1] = torch.tensor([3, 3, 2, 2, -1, 3, 3, 3])
+        labels = torch.tensor([[0, 3, 2, -1, 3, 1, 0, -1], [3, 3, 2, 2, -1, 3, 3, 3]])
     if state == "no negatives":
         labels[labels == NUM_CLASSES] = -1
     if state == "one positive":
-        labels[0, 5] = 1
-    labels[2] = -1 if state == "no negatives" else labels[2]
+        labels[0, 4:6] = torch.tensor([-1, 1])
     return labels
 
 

@@ -25,13 +25,6 @@ def scopes(loss):
     return ({}, {"per_image": True}) if "per_image" in loss.parameters else ({},)
 
 
-def at_positives(loss, inputs):
-    """Which logits are positives, bool of their shape."""
-    return torch.nn.functional.one_hot(inputs[loss.targets].clamp(min=0), NUM_CLASSES + 1)[
-        ..., : inputs["logits"].shape[-1]
-    ].bool() & (foreground(loss, inputs).unsqueeze(-1))
-
-
 def foreground(loss, inputs):
     """Which anchors are positive, bool."""
     labels = inputs[loss.targets]
@@ -78,7 +71,7 @@ def test_any_floating_dtype_comes_in(loss, dtype, device):
     """The loss is float32, for float64 float64; it and the gradients are those of float64, rounded."""
     options = {"task_contrastive_weight": 0.5} if "task_contrastive_weight" in loss.allowed else {}
     inputs = to_dtype(make_inputs(loss, device=device), dtype)
-    for scope in scopes(loss):
+    for scope in scopes(loss)[: 1 if loss.error_driven else 2]:
         outputs, gradients = evaluate(loss, inputs, **options, **scope)
         expected, expected_gradients = evaluate(loss, to_dtype(inputs, torch.float64), **options, **scope)
         for output, wanted in zip(outputs, expected):
@@ -104,12 +97,12 @@ def test_gradients_have_the_dtype_of_their_input(loss, device):
 def test_labels_and_dense_targets_agree(loss, device):
     inputs = make_inputs(loss, device=device)
     labels = inputs[loss.targets]
-    same = [labels.to(dtype) for dtype in (torch.int8, torch.int16, torch.int32)]
+    same = [labels.to(torch.int16)]
     if loss.has_dense_targets:
-        same += [to_dense(labels).to(dtype) for dtype in (torch.int64, torch.int8, torch.float32, torch.float64)]
+        same += [to_dense(labels).to(dtype) for dtype in (torch.float32, torch.int64, torch.int8)]
     for scope in scopes(loss):
         expected = evaluate(loss, inputs, **scope)
-        for targets in same:
+        for targets in same[1:] if scope else same:
             assert_equal(evaluate(loss, inputs | {loss.targets: targets}, **scope), expected)
         outputs, gradients = expected
         assert not gradients[0][labels < 0].any()
@@ -127,20 +120,18 @@ def test_iou_of_positives_and_of_anchors_agree(loss, device):
 
 @each()
 def test_non_contiguous_inputs_change_nothing(loss, device):
-    layouts = (
-        lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: torch.cat([x, x])[: len(x)].t().contiguous().t() if x.dim() == 2 else x.flip(0).flip(0),
-    )
-    for inputs in forms(loss, make_inputs(loss, device=device)):
-        for options in [*scopes(loss), *([{"reduction": "sum"}] if "reduction" in loss.parameters else [])]:
-            expected = evaluate(loss, inputs, **options)
-            for layout in layouts[:2]:
-                strided = {name: layout(value) for name, value in inputs.items()}
+    layouts = (lambda x: torch.stack([x, x], -1)[..., 0], lambda x: x.transpose(0, -1).contiguous().transpose(0, -1))
+    inputs = make_inputs(loss, device=device)
+    for form in forms(loss, inputs):
+        more = [*scopes(loss)[1:], *({"reduction": "sum"} for _ in loss.parameters if _ == "reduction")]
+        for options in ({}, *more) if form is inputs else ({},):
+            expected = evaluate(loss, form, **options)
+            for layout in layouts:
+                strided = {name: layout(value) for name, value in form.items()}
                 assert not any(value.is_contiguous() for value in strided.values() if value.dim() > 1)
                 assert_equal(evaluate(loss, strided, **options), expected)
-        expected = evaluate(loss, inputs, alike=True)
-        assert_equal(evaluate(loss, strided, alike=True), expected)
+        if not loss.is_scalar:
+            assert_equal(evaluate(loss, strided, alike=True), evaluate(loss, form, alike=True))
 
 
 # Few candidates, or none
@@ -181,7 +172,7 @@ def test_all_ignored_or_empty_loss_0_gradient_0(loss, device):
 def test_ignored_candidates_change_nothing(loss, state, device):
     inputs = make_inputs(loss, state, device=device)
     nan = inputs["logits"].masked_fill((inputs[loss.targets] < 0).unsqueeze(-1), torch.nan)
-    for scope in scopes(loss):
+    for scope in scopes(loss) if state == "mixed" else ({},):
         expected = evaluate(loss, inputs, **scope)
         assert all(part.isfinite().all() for parts in expected for part in parts)
         assert_equal(evaluate(loss, inputs | {"logits": nan}, **scope), expected)
@@ -192,28 +183,25 @@ def test_ignored_candidates_change_nothing(loss, state, device):
 
 @each(lambda loss: loss.is_scalar)
 def test_nan_in_nan_out(loss, device):
+    inputs = make_inputs(loss, device=device)
+    for form in forms(loss, inputs):
+        for name in form.keys() - {"logits", loss.targets}:
+            place = foreground(loss, form) if form[name].dim() == 2 and name == "iou" else 0
+            poisoned = form[name].clone()
+            poisoned[place] = torch.nan
+            assert total_of(loss(**form | {name: poisoned})).isnan(), name
+    if not loss.takes_logits:
+        return
     for delta in ({}, {"delta": 0.0}) if "delta" in loss.parameters else ({},):
-        for form in forms(loss, make_inputs(loss, device=device)):
-            places = {name: torch.zeros_like(form[name], dtype=torch.bool) for name in form if name != loss.targets}
-            for name, place in places.items():
-                if name == "logits":
-                    continue
-                place[foreground(loss, form) if place.dim() > 1 and name == "iou" else 0] = True
-                outputs, _ = evaluate(loss, form | {name: form[name].masked_fill(place, torch.nan)}, **delta)
-                assert sum(outputs).isnan(), name
-            if not loss.takes_logits:
-                continue
-            for anchors in (foreground(loss, form), form[loss.targets] == NUM_CLASSES):
-                poisoned = form["logits"].masked_fill(anchors.unsqueeze(-1), torch.nan)
-                outputs, gradients = evaluate(loss, form | {"logits": poisoned}, **delta)
-                assert sum(outputs).isnan()
-                assert gradients[0][anchors].isnan().all()
-            for entry in (at_positives(loss, form), (form[loss.targets] == NUM_CLASSES).unsqueeze(-1)):
-                place = torch.zeros_like(form["logits"], dtype=torch.bool)
-                place[tuple(entry.nonzero()[0])] = True
-                outputs, gradients = evaluate(loss, form | {"logits": form["logits"].masked_fill(place, torch.nan)})
-                assert sum(outputs).isnan()
-                assert gradients[0].isnan().any()
+        for anchors in (foreground(loss, inputs), inputs[loss.targets] == NUM_CLASSES):
+            poisoned = inputs["logits"].masked_fill(anchors.unsqueeze(-1), torch.nan)
+            if loss.error_driven:  # one is enough
+                poisoned = inputs["logits"].clone()
+                anchor = tuple(anchors.nonzero()[1].tolist())
+                poisoned[*anchor, max(0, inputs[loss.targets][anchor] % NUM_CLASSES)] = torch.nan
+            outputs, gradients = evaluate(loss, inputs | {"logits": poisoned}, **delta)
+            assert sum(outputs).isnan()
+            assert gradients[0].isnan().any() if loss.error_driven else gradients[0][anchors].isnan().all()
 
 
 @each(lambda loss: not loss.is_scalar)
@@ -231,7 +219,8 @@ def test_nan_stays_with_its_positive(loss, device):
             (found,), found_gradients = evaluate(loss, inputs | {name: poisoned})
             assert found.isnan().nonzero().tolist() == [[1]]
             for leaf, gradient, wanted in zip(loss.leaves, found_gradients, gradients):
-                assert leaf != name or gradient[places[leaf]].isnan().any()
+                if leaf == name != "iou":
+                    assert gradient[places[leaf]].isnan().any()
                 gradient[places[leaf]] = wanted[places[leaf]]
                 assert_equal(gradient, wanted)
             found[1] = losses[1]
@@ -265,7 +254,7 @@ def test_bitwise_the_same_run_after_run(loss, device):
     inputs = to_dtype(make_inputs(loss, device=device), torch.float32)
     kept = {name: value.clone() for name, value in inputs.items()}
     first = evaluate(loss, inputs)
-    for _ in range(3):
+    for _ in range(2):
         assert_equal(evaluate(loss, inputs), first)
     leaves = [inputs[name].requires_grad_() for name in loss.leaves]
     total = total_of(loss(**inputs))
@@ -317,22 +306,24 @@ WRAPPERS = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_works_under(wrapper, loss, device):
     if wrapper == "inductor" and not loss.error_driven:
-        pytest.skip("slow, and after aot_eager the same for all; three losses stand for them")
+        pytest.skip("slow, and behind aot_eager the same for all: three losses stand for them")
     options = {"avg_factor": torch.tensor(3.0, device=device)} if "avg_factor" in loss.parameters else {}
     options |= {"task_contrastive_weight": 0.5} if "task_contrastive_weight" in loss.allowed else {}
-    bounds = ({}, {"max_positives": 30}) if "max_positives" in loss.parameters else ({},)
-    # 2.6 refuses outputs whose size is data in a full graph, unless told not to; releases up to 2.11 were not tried.
-    if "compile" in wrapper and torch.torch_version.TorchVersion(torch.__version__) < (2, 11):
-        bounds = bounds[1:]
-    torch._dynamo.reset()  # every loss compiles the same function of this file
-    for inputs in forms(loss, make_inputs(loss, device=device)):
-        for scope in scopes(loss):
-            expected = evaluate(loss, inputs, **options, **scope)
-            for bound in bounds:
-                with torch.autocast(device.type, torch.bfloat16, enabled=wrapper != "activation checkpointing"):
-                    found = evaluate(loss, inputs, wrap=WRAPPERS[wrapper], **options, **scope, **bound)
-                for actual, wanted in zip((*found[0], *found[1]), (*expected[0], *expected[1])):
-                    assert_close(actual, wanted)
+    inputs = make_inputs(loss, device=device)
+    cases = [(form, {}) for form in forms(loss, inputs)]
+    if "compile" in wrapper or wrapper == "inductor":
+        cases += [(inputs, scope) for scope in scopes(loss)[1:]]
+        bounds = ({}, {"max_positives": 30}) if "max_positives" in loss.parameters else ({},)
+        # 2.6 refuses outputs whose size is data in a full graph, unless told not to; up to 2.11 none was tried.
+        bounds = bounds[-1:] if torch.torch_version.TorchVersion(torch.__version__) < (2, 11) else bounds
+        cases = [(form, scope | bound) for form, scope in cases for bound in (bounds if not scope else bounds[-1:])]
+        torch._dynamo.reset()  # every loss compiles the same function of contract.py
+    for form, more in cases:
+        expected = evaluate(loss, form, **options | more)
+        with torch.autocast(device.type, torch.bfloat16, enabled="checkpointing" not in wrapper):
+            found = evaluate(loss, form, wrap=WRAPPERS[wrapper], **options | more)
+        for actual, wanted in zip((*found[0], *found[1]), (*expected[0], *expected[1])):
+            assert_close(actual, wanted)
 
 
 @each()
@@ -354,8 +345,7 @@ def test_double_backward_raises(loss, device):
 @each(lambda loss: "per_image" in loss.parameters)
 def test_per_image_is_the_mean_over_images(loss, device):
     """Over those with a positive; of DR Loss, over those with a candidate."""
-    labels = make_labels("mixed")
-    labels[1 if loss.error_driven else 2] = NUM_CLASSES if loss.error_driven else -1
+    labels = torch.cat([make_labels("mixed"), make_labels("no positives" if loss.error_driven else "all ignored")])
     inputs = make_inputs(loss, labels=labels, device=device)
     sizes = foreground(loss, inputs).sum(1).tolist()
     images = [
@@ -381,7 +371,7 @@ def test_a_bound_on_positives_changes_nothing_unless_it_is_broken(loss, device):
     num_positives = int(foreground(loss, inputs).sum())
     for scope in scopes(loss):
         expected = evaluate(loss, inputs, **scope)
-        for bound in (num_positives, 50):
+        for bound in (50,) if scope else (num_positives, 50):
             assert_equal(evaluate(loss, inputs, max_positives=bound, **scope), expected)
         outputs, gradients = evaluate(loss, inputs, max_positives=3, **scope)
         assert all(output.isnan() for output in outputs)
@@ -430,10 +420,11 @@ def recorded():
                 options = {"avg_factor": torch.tensor(3.0)} if "avg_factor" in loss.parameters else {}
                 options |= {"task_contrastive_weight": 0.5} if "task_contrastive_weight" in loss.allowed else {}
                 group = [{"group": torch.distributed.group.WORLD}] if "group" in loss.parameters else []
-                bound = [{"max_positives": 30}] if "max_positives" in loss.parameters else []
-                for inputs in forms(loss, make_inputs(loss)):
-                    for more in [*scopes(loss), *group, *bound, options]:
-                        evaluate(loss, to_dtype(inputs, torch.float32), **more)
+                bound = {"max_positives": 30} if "max_positives" in loss.parameters else {}
+                first, *others = forms(loss, to_dtype(make_inputs(loss), torch.float32))
+                for form, more in [(first, {}), *((form, {}) for form in others), *((first, more) for more in [
+                    *(scope | bound for scope in scopes(loss)[1:]), *group, options])]:
+                    evaluate(loss, form, **more)
         yield recorder.calls
     finally:
         torch.distributed.destroy_process_group()
