@@ -15,32 +15,43 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, tor
 
 
 def assert_close(
-    actual: Any, expected: Any, dtype: torch.dtype | None = None, *, times: float = 1.0, atol: float = 0.0
+    actual: Any,
+    expected: Any,
+    dtype: torch.dtype | None = None,
+    *,
+    times: float = 1.0,
+    atol: float = 0.0,
+    each: bool = False,
 ) -> None:
-    """Tensors or numbers are equal to TOLERANCE of `dtype`, by default that of `actual`; NaN only where expected.
+    """Numbers or tensors are equal to TOLERANCE of `dtype`, by default that of `actual`; NaN only where expected.
 
-    A claim that is sharper or needs more says so by `times`, and one about what should be zero by `atol`.
+    A claim that is sharper than the table, or needs more, says so by `times`, one about what should be 0 by `atol`, and
+    one about every entry by `each`.
     """
     dtype = dtype or (actual.dtype if isinstance(actual, Tensor) else torch.float64)
     actual, expected = (
         torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in (actual, expected)
     )
     assert actual.shape == expected.shape
-    assert torch.equal(actual.isnan(), expected.isnan()), "NaN in other places"
-    error, limit = relative_error(actual, expected), times * TOLERANCE[dtype]
-    distance = error * expected[expected.isfinite()].abs().max().item() if error > 0 else 0.0
-    assert error <= limit or distance <= atol, f"relative error {error:.1e} > {limit:.1e}: {actual}, not {expected}"
+    assert torch.equal(actual.isnan(), expected.isnan()), f"NaN in other places: {actual}, not {expected}"
+    limit = times * TOLERANCE[dtype]
+    if each or atol > 0:
+        scale = expected.abs() if each else expected.abs().max()
+        far = (actual - expected).abs() > limit * scale + atol
+        assert not far.any(), f"{actual[far]}, not {expected[far]}, by {(actual - expected)[far]}"
+    else:
+        error = relative_error(actual, expected)
+        assert error <= limit, f"relative error {error:.1e} > {limit:.1e}: {actual}, not {expected}"
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest |actual - expected|, relative to the largest |expected|, where they are finite."""
+    """Largest |actual - expected|, relative to the largest |expected|; NaN where one is NaN and the other is not."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     same = (actual == expected) | (actual.isnan() & expected.isnan())  # infinities as well
     difference = (actual - expected).abs().masked_fill(same, 0)
-    if difference.numel() == 0 or not difference.any():
+    if not difference.any():
         return 0.0
-    scale = expected[expected.isfinite()].abs()
-    return (difference.max() / (scale.max() if scale.numel() else scale.sum()).clamp(min=1e-30)).item()
+    return (difference.max() / expected[expected.isfinite()].abs().max().clamp(min=1e-30)).item()
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
@@ -85,3 +96,16 @@ def dense(positives: Tensor, negatives: Tensor, values: Tensor | None = None) ->
     logits[at_positives], logits[at_negatives] = positives, negatives
     targets[at_positives] = 1 if values is None else values
     return logits, targets
+
+
+def batch(kind: str, num_images: int, num_anchors: int, num_classes: int, num_positives: int) -> tuple[Tensor, Tensor]:
+    """(logits [B, A, C] in float64, labels [B, A]): drawn as `kind`, some anchors ignored."""
+    total = num_images * num_anchors * num_classes
+    positives, negatives = scores(kind, num_positives, total)
+    logits = negatives.view(num_images, num_anchors, num_classes)
+    labels = torch.full((num_images, num_anchors), num_classes)
+    labels.view(-1)[::7] = -1
+    chosen = torch.randperm(num_images * num_anchors)[:num_positives]
+    labels.view(-1)[chosen] = torch.randint(0, num_classes, (num_positives,))
+    logits.view(-1, num_classes)[chosen, labels.view(-1)[chosen]] = positives
+    return logits, labels
