@@ -70,7 +70,7 @@ class Loss:
     @property
     def is_scalar(self) -> bool:
         """By default; otherwise there is a value for each positive, or pair of boxes."""
-        return self.takes_logits and "reduction" not in self.parameters or "avg_factor" in self.parameters
+        return (self.takes_logits and "reduction" not in self.parameters) or "avg_factor" in self.parameters
 
     @property
     def targets(self) -> str:
@@ -129,7 +129,10 @@ LOSSES = (
          {"margin": AT_LEAST_0, "pos_lambda": ABOVE_0, "neg_lambda": ABOVE_0, "L": ABOVE_0, "tau": ABOVE_0},
          {"margin": 0.25, "pos_lambda": 2.0, "neg_lambda": 0.5, "L": 3.0, "tau": 2.0, "per_image": True}, large=100.0,
          roundings=2),  # in float32 the rounding of p, 6e-8, grows by 1 / neg_lambda = 20 in exp(p / neg_lambda)
-    balanced(rankloss.iou_balanced_focal_loss, rankloss.IoUBalancedFocalLoss, allowed={"alpha": UNIT, "gamma": AT_LEAST_0},
+    balanced(
+        rankloss.iou_balanced_focal_loss,
+        rankloss.IoUBalancedFocalLoss,
+        allowed={"alpha": UNIT, "gamma": AT_LEAST_0},
              options={"alpha": 0.5, "gamma": 1.0}),
     balanced(rankloss.iou_balanced_bce_loss, rankloss.IoUBalancedBCELoss),
     balanced(rankloss.iou_balanced_cross_entropy_loss, rankloss.IoUBalancedCrossEntropyLoss, "labels",
@@ -163,7 +166,9 @@ def make_labels(state: str) -> Tensor:
     return labels
 
 
-def make_inputs(loss: Loss, state: str = "mixed", labels: Tensor | None = None, device: Any = "cpu") -> dict[str, Tensor]:
+def make_inputs(
+    loss: Loss, state: str = "mixed", labels: Tensor | None = None, device: Any = "cpu"
+) -> dict[str, Tensor]:
     """The tensors that the row names, in float64; positives, P of them, in row-major order."""
     labels = make_labels(state) if labels is None else labels
     num_classes = 1 if state == "no negatives" and not loss.is_softmax else NUM_CLASSES

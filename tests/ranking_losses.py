@@ -14,7 +14,9 @@ LOSSES = {
 }
 
 
-def evaluate(name: str, logits: Tensor, targets: Tensor, values: Tensor, **options) -> tuple[list[Tensor], list[Tensor]]:
+def evaluate(
+    name: str, logits: Tensor, targets: Tensor, values: Tensor, **options
+) -> tuple[list[Tensor], list[Tensor]]:
     """(parts of the loss, gradients): of every part in the logits; aLRP's localization moves the errors instead."""
     logits, values = logits.detach().requires_grad_(), values.detach().requires_grad_()
     losses = LOSSES[name](logits, targets, values, **options)

@@ -1,8 +1,9 @@
-"""What every loss promises whatever its formula, over the table of contract.py; the numbers are other tests' concern."""
+"""What every loss promises whatever its formula, over the table of contract.py; numbers are other tests' concern."""
 
 import inspect
 import math
 import re
+from itertools import chain
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_labels_and_dense_targets_agree(loss, device):
         expected = evaluate(loss, inputs, **scope)
         for targets in same[1:] if scope else same:
             assert_equal(evaluate(loss, inputs | {loss.targets: targets}, **scope), expected)
-        outputs, gradients = expected
+        _, gradients = expected
         assert not gradients[0][labels < 0].any()
 
 
@@ -209,7 +210,7 @@ def test_nan_stays_with_its_positive(loss, device):
     inputs = make_inputs(loss, device=device)
     (losses,), gradients = evaluate(loss, inputs)
     # Where the second positive is: its anchor in the logits, its row in what is given per positive.
-    places = {name: (1,) for name in inputs}
+    places = dict.fromkeys(inputs, (1,))
     if loss.takes_logits:
         places["logits"] = tuple(foreground(loss, inputs).nonzero()[1].tolist())
     for name in (name for name in inputs if name != loss.targets):
@@ -361,7 +362,7 @@ def test_per_image_is_the_mean_over_images(loss, device):
     for k in range(1, len(gradients)):
         assert_close(gradients[k], torch.cat([parts[k] for _, parts in alone]) / counted)
     single = {name: value[:1] if value.dim() > 1 else value[: sizes[0]] for name, value in inputs.items()}
-    for actual, wanted in zip(sum(evaluate(loss, single, per_image=True), []), sum(alone[0], [])):
+    for actual, wanted in zip(chain(*evaluate(loss, single, per_image=True)), chain(*alone[0])):
         assert_close(actual.view(wanted.shape), wanted)
 
 
@@ -422,8 +423,11 @@ def recorded():
                 group = [{"group": torch.distributed.group.WORLD}] if "group" in loss.parameters else []
                 bound = {"max_positives": 30} if "max_positives" in loss.parameters else {}
                 first, *others = forms(loss, to_dtype(make_inputs(loss), torch.float32))
-                for form, more in [(first, {}), *((form, {}) for form in others), *((first, more) for more in [
-                    *(scope | bound for scope in scopes(loss)[1:]), *group, options])]:
+                for form, more in [
+                    (first, {}),
+                    *((form, {}) for form in others),
+                    *((first, more) for more in [*(scope | bound for scope in scopes(loss)[1:]), *group, options]),
+                ]:
                     evaluate(loss, form, **more)
         yield recorder.calls
     finally:
@@ -433,9 +437,7 @@ def recorded():
 @pytest.mark.parametrize("operator", sorted(name for name in OPDEFS if name.startswith("triton_rankloss::")))
 def test_opcheck(operator, recorded, device):
     for arguments in recorded[operator].values():
-        moved = tree_map_only(
-            torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), arguments
-        )
+        moved = tree_map_only(torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), arguments)
         torch.library.opcheck(OPDEFS[operator]._opoverload, moved)
 
 

@@ -107,7 +107,9 @@ def test_nan_counts_for_all(engine, spread, delta):
 @pytest.mark.parametrize("blocks", ["whole", "small blocks"])
 @pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in LOSSES), ("ap", {"interpolate": False})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in LOSSES), ("ap", {"interpolate": False})], ids=str
+)
 def test_losses_are_those_of_the_dense_reference(name, options, kind, delta, blocks, device, monkeypatch):
     if blocks == "small blocks":
         if INTERPRETED or device.type != "cpu":
