@@ -199,7 +199,7 @@ def test_nan_in_nan_out(loss, device):
             if loss.error_driven:  # one is enough
                 poisoned = inputs["logits"].clone()
                 anchor = tuple(anchors.nonzero()[1].tolist())
-                poisoned[*anchor, max(0, inputs[loss.targets][anchor] % NUM_CLASSES)] = torch.nan
+                poisoned[(*anchor, max(0, inputs[loss.targets][anchor] % NUM_CLASSES))] = torch.nan
             outputs, gradients = evaluate(loss, inputs | {"logits": poisoned}, **delta)
             assert sum(outputs).isnan()
             assert gradients[0].isnan().any() if loss.error_driven else gradients[0][anchors].isnan().all()
@@ -216,7 +216,7 @@ def test_nan_stays_with_its_positive(loss, device):
     for name in (name for name in inputs if name != loss.targets):
         for entry in inputs[name][places[name]].new_ones(inputs[name][places[name]].shape).nonzero().tolist():
             poisoned = inputs[name].clone()
-            poisoned[*places[name], *entry] = torch.nan
+            poisoned[(*places[name], *entry)] = torch.nan
             (found,), found_gradients = evaluate(loss, inputs | {name: poisoned})
             assert found.isnan().nonzero().tolist() == [[1]]
             for leaf, gradient, wanted in zip(loss.leaves, found_gradients, gradients):
