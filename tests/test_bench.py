@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import KINDS, dense, assert_close, scores
+from cases import KINDS, assert_close, dense, scores
 
 import triton_rankloss as trl
 
