@@ -193,7 +193,7 @@ def _alrp_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(classification, localization, fields of ranking.State with one update, gradient of the errors).
 
     The last has the shape of `localization_errors`.

@@ -103,7 +103,7 @@ def _ap_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, fields of ranking.State with one update)."""
 
     def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:

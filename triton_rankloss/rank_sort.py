@@ -164,7 +164,7 @@ def _rank_sort_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(ranking, sorting, fields of ranking.State with two updates)."""
     positions = positive_positions(logits, targets, None)
     own_iou = targets.reshape(-1)[positions] if iou is None else values_at_positives(iou, logits, positions, "iou")

@@ -9,10 +9,12 @@ import triton.language as tl
 
 @triton.jit
 def step(x, half_inverse_delta, HARD: tl.constexpr):
-    """H(x), with half_inverse_delta = 1 / (2 delta); HARD for delta = 0."""
+    """H(x), with half_inverse_delta = 1 / (2 delta); HARD for delta = 0. NaN stays."""
     if HARD:
-        return (x >= 0).to(x.dtype)
-    return tl.clamp(x * half_inverse_delta + 0.5, 0.0, 1.0)
+        h = (x >= 0).to(x.dtype)
+    else:
+        h = tl.clamp(x * half_inverse_delta + 0.5, 0.0, 1.0)
+    return tl.where(x == x, h, x)  # a saturating operation makes NaN 0
 
 
 def half_inverse(delta: float) -> float:
