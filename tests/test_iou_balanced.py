@@ -365,6 +365,7 @@ def test_autograd_of_the_formulas(avg_factor, batch):
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_smooth_l1_of_nan(beta, device):
     pred = torch.tensor([[torch.nan, 1.0], [2.0, 3.0]], device=device)
-    loss, gradient = gradient_of(trl.iou_balanced_smooth_l1_loss, pred, 0 * pred[1:].repeat(2, 1), pred[1] / 4, beta=beta)
+    target, iou = torch.zeros_like(pred), torch.ones(2, device=device)
+    loss, gradient = gradient_of(trl.iou_balanced_smooth_l1_loss, pred, target, iou, beta=beta)
     assert loss.isnan()
     assert gradient.isnan().tolist() == [[True, False], [False, False]]

@@ -1,7 +1,6 @@
 """Harmonic loss of a whole detection head."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,12 +24,8 @@ from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .harmonic import localization_losses
 from .module import LossModule
 from .reference import harmonic as reference
-from .targets import are_labels, positive_positions
+from .targets import CERTAIN, in_blocks, positive_positions, replace_others
 from .task_contrastive import task_contrastive_losses
-
-# Logits at a time on a CPU: what autograd keeps of them stays in its caches.
-BLOCK = 2**18
-CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
 def harmonic_detection_loss(
@@ -261,31 +256,14 @@ def _select_positives(
     return rows.masked_fill(names_no_channel.unsqueeze(1), math.nan), positions % num_channels, anchors
 
 
-def _in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits, targets) in blocks: flat, or with labels rows of logits."""
-    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
-    num_rows = max(1, BLOCK // max(1, num_columns))
-    rows = logits.view(targets.numel(), num_columns) if are_labels(logits, targets) else logits.view(-1)
-    return zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
-
-
 def _negatives(logits: Tensor, targets: Tensor, activation: str, background: int) -> Tensor:
-    """The logits of a block, with all that are no negatives replaced by certain ones: loss and gradient 0.
-
-    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
-    """
+    """The logits of a block, with all that are no negatives replaced by certain ones: loss and gradient 0."""
+    if activation == "sigmoid":
+        return replace_others(logits, targets)
     scores = clamp_infinities(logits)
-    if not are_labels(logits, targets):
-        return scores.masked_fill_(targets != 0, -CERTAIN)
-    num_channels = logits.shape[-1]
-    if activation == "softmax":
-        others = (targets != background % num_channels).nonzero().squeeze(1)
-        scores[others] = -CERTAIN
-        scores[others, background] = CERTAIN
-    else:
-        positives = ((targets >= 0) & (targets < num_channels)).nonzero().squeeze(1)
-        scores[positives, targets[positives].long()] = -CERTAIN
-        scores[(targets < 0).nonzero().squeeze(1)] = -CERTAIN
+    others = (targets != background % logits.shape[-1]).nonzero().squeeze(1)
+    scores[others] = -CERTAIN
+    scores[others, background] = CERTAIN
     return scores
 
 
@@ -328,7 +306,7 @@ def _detection_loss(
     c = positive_weight * _losses_of_positives(positives, channels, activation, gamma).to(dtype)
     sums_of_negatives = [
         _losses_of_negatives(_negatives(*block, activation, background), background, activation, gamma).sum(dtype=dtype)
-        for block in _in_blocks(logits.contiguous(), targets)
+        for block in in_blocks(logits, targets)
     ]
     c_negatives = negative_weight * torch.stack(sums_of_negatives)
     localization = localization.to(dtype)
@@ -382,7 +360,7 @@ def _detection_loss_backward(
     """Gradient of the logits, that of scale sum_j c_j + sum_i weights_i c_i; `weights` [P] are those of the c_i."""
     factor = negative_weight * scale * upstream
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    blocks = _in_blocks(gradient, targets), _in_blocks(logits.contiguous(), targets)
+    blocks = in_blocks(gradient, targets), in_blocks(logits, targets)
     for (of_block, _), block in zip(*blocks, strict=True):
         negatives = _negatives(*block, activation, background)
         (grad_negatives,) = dispatch.gradients(

@@ -140,12 +140,11 @@ def _cross_entropy_loss(
     l_i. `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
     _check_same_call(logits, eta, background, avg_number, avg_tensor, group)
-    samples, rows, channels = _select_samples(logits, labels)
+    rows, channels, is_negative, is_positive = _select_samples(logits, labels, background)
     terms = cross_entropy(rows, channels, reduction="none")
-    is_negative = channels == background % logits.shape[-1]
-    weights = reference.iou_weights(iou.reshape(-1)[samples[~is_negative]].to(terms.dtype), eta)
-    sums = reference.sum_terms(terms[is_negative], terms[~is_negative], weights)
-    loss, scale = balance(sums, samples.numel(), avg_number, avg_tensor, group)
+    weights = reference.iou_weights(iou.reshape(-1)[is_positive].to(terms.dtype), eta)
+    sums = reference.sum_terms(terms[is_negative], terms[is_positive], weights)
+    loss, scale = balance(sums, (labels >= 0).sum(), avg_number, avg_tensor, group)
     return loss.to(terms.dtype), scale.to(terms.dtype)
 
 
@@ -165,15 +164,12 @@ def _cross_entropy_loss_backward(
     logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
-    samples, rows, channels = _select_samples(logits, labels)
-    of_negative, of_positive = (scale * upstream).unbind()
-    weights = reference.iou_weights(iou.reshape(-1)[samples].to(rows.dtype), eta)
-    factors = torch.where(channels == background % logits.shape[-1], of_negative, of_positive * weights)
+    rows, channels, is_negative, is_positive = _select_samples(logits, labels, background)
+    factors = torch.where(is_negative, scale[0] * upstream, 0)
+    factors[is_positive] = scale[1] * upstream * reference.iou_weights(iou.reshape(-1)[is_positive].to(rows.dtype), eta)
     formula = partial(cross_entropy, target=channels, reduction="none")
-    (of_rows,) = dispatch.gradients(formula, [rows], factors)
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    gradient.view(-1, logits.shape[-1]).index_copy_(0, samples, of_rows.to(logits.dtype))
-    return gradient
+    (gradient,) = dispatch.gradients(formula, [rows], factors)
+    return gradient.to(logits.dtype).view(logits.shape)
 
 
 @dispatch.kernel(_cross_entropy_loss_backward)
@@ -210,11 +206,13 @@ def _check_same_call(
         distributed.check_same_call("iou_balanced_cross_entropy_loss", arguments, logits, 0, group)
 
 
-def _select_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the M samples that are not ignored: positions [M], logits [M, K], labels [M]; NaN for labels beyond K."""
-    num_channels = logits.shape[-1]
-    samples = (labels.reshape(-1) >= 0).nonzero().squeeze(1)
-    channels = labels.reshape(-1)[samples].long()
-    rows = clamp_infinities(logits.reshape(-1, num_channels).index_select(0, samples))
-    rows.index_fill_(0, (channels >= num_channels).nonzero().squeeze(1), torch.nan)
-    return samples, rows, channels.clamp(max=num_channels - 1)
+def _select_samples(logits: Tensor, labels: Tensor, background: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logits [M, K], channels [M], is background [M], is positive [M]) of all samples.
+
+    Those of ignored samples are 0, whatever was there; those of a label that names no channel are NaN.
+    """
+    num_channels, labels = logits.shape[-1], labels.reshape(-1)
+    rows = clamp_infinities(logits.reshape(-1, num_channels))
+    rows.index_fill_(0, (labels < 0).nonzero().squeeze(1), 0)
+    rows.index_fill_(0, (labels >= num_channels).nonzero().squeeze(1), torch.nan)
+    return rows, labels.long().clamp(0, num_channels - 1), *softmax_classes(rows, labels, background)

@@ -6,6 +6,7 @@ negative, C (and above) is background, below 0 the whole anchor is ignored. No o
 Softmax labels are integers too, the channel of each sample: one channel is the background, below 0 is ignored.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from . import dispatch
 from .dtypes import clamp_infinities
+
+BLOCK = 2**18  # logits at a time on a CPU: what autograd keeps of them stays in its caches
+CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
 def are_labels(logits: Tensor, targets: Tensor) -> bool:
@@ -76,6 +80,28 @@ def negative_positions(logits: Tensor, targets: Tensor) -> Tensor:
 def select(logits: Tensor, positions: Tensor) -> Tensor:
     """Logits [M] at flat `positions`, infinite ones as large finite ones, in the dtype of the result."""
     return clamp_infinities(logits.reshape(-1).index_select(0, positions))
+
+
+def in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) in blocks: flat, or with labels rows of logits."""
+    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
+    num_rows = max(1, BLOCK // max(1, num_columns))
+    rows = logits.reshape(targets.numel(), num_columns) if are_labels(logits, targets) else logits.reshape(-1)
+    return zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
+
+
+def replace_others(logits: Tensor, targets: Tensor) -> Tensor:
+    """As from `select`, but with all that are no negatives replaced by certain ones, of probability and slope 0.
+
+    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
+    """
+    scores = clamp_infinities(logits)
+    if not are_labels(logits, targets):
+        return scores.masked_fill_(targets != 0, -CERTAIN)
+    positives = ((targets >= 0) & (targets < logits.shape[-1])).nonzero().squeeze(1)
+    scores[positives, targets[positives].long()] = -CERTAIN
+    scores[(targets < 0).nonzero().squeeze(1)] = -CERTAIN
+    return scores
 
 
 def are_negative(logits: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
