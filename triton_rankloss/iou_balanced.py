@@ -138,7 +138,7 @@ class IoUBalancedFocalLoss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar, from `iou` or from boxes."""
-        boxes = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
+        boxes: dict[str, Any] = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
         return iou_balanced_focal_loss(logits, targets, iou, **boxes, avg_factor=avg_factor, **self.options())
 
 
@@ -160,7 +160,7 @@ class IoUBalancedBCELoss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar, from `iou` or from boxes."""
-        boxes = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
+        boxes: dict[str, Any] = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
         return iou_balanced_bce_loss(logits, targets, iou, **boxes, avg_factor=avg_factor, **self.options())
 
 

@@ -114,7 +114,7 @@ class IoUBalancedCrossEntropyLoss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar, from `iou` or from boxes."""
-        boxes = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
+        boxes: dict[str, Any] = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
         return iou_balanced_cross_entropy_loss(logits, labels, iou, **boxes, avg_factor=avg_factor, **self.options())
 
 

@@ -109,7 +109,7 @@ class IoUBalancedSmoothL1Loss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar, from `iou` or from boxes."""
-        boxes = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
+        boxes: dict[str, Any] = {"pred_boxes": pred_boxes, "target_boxes": target_boxes}
         return iou_balanced_smooth_l1_loss(pred, target, iou, **boxes, avg_factor=avg_factor, **self.options())
 
 

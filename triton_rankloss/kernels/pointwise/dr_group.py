@@ -12,9 +12,8 @@ def gather_sums(partial: Tensor, k: tuple[float, float], group: str) -> Tensor:
         # Nothing, at the shifts that weigh least: p = 1 of positives and 0 of negatives, less 1/2.
         own = partial.new_tensor([0.5, 0, 0, -0.5, 0, 0], dtype=torch.float64)
     else:
-        own = torch.cat(
-            [_add(*of_kind[:, 0], k_of_kind) for of_kind, k_of_kind in zip(partial.double(), k, strict=True)]
-        )
+        kinds = zip(partial.double(), k, strict=True)
+        own = torch.cat([_add(part[0, 0], part[1, 0], part[2, 0], k_of_part) for part, k_of_part in kinds])
     sizes = [1] * distributed.world_size(group)
     everyone = distributed.gather(own.unsqueeze(1), sizes, group)
     return everyone.reshape(2, 3, 1, len(sizes))
