@@ -9,10 +9,10 @@ from torch import Tensor
 
 from . import dispatch, distributed
 from .checks import check_bool, check_logits_and_targets, check_number, group_name
-from .dtypes import accumulation_dtype, result_dtype
+from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
-from .targets import in_blocks, negative_positions, positive_positions, replace_others, select
+from .targets import certain_negatives, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -171,7 +171,7 @@ def _dr_loss_backward(
     for scope, (x, its_targets, grad) in enumerate(_scopes(tensors, per_image=state.shape[2] != 1)):
         of_positives, of_negatives = state[..., scope]
         for (grad_block, _), block in zip(in_blocks(grad, its_targets), in_blocks(x, its_targets), strict=True):
-            grad_block.copy_(_slopes(replace_others(*block), 1 / neg_lambda, of_negatives, upstream))
+            grad_block.copy_(_slopes(certain_negatives(*block), 1 / neg_lambda, of_negatives, upstream))
         positions = positive_positions(x, its_targets, None)
         slopes = _slopes(select(x, positions), -1 / pos_lambda, of_positives, upstream)
         grad.view(-1).scatter_(0, positions, slopes.to(grad.dtype))
@@ -230,9 +230,12 @@ def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_ima
     sums = torch.empty(2, 3, len(scopes), dtype=accumulation_dtype(logits), device=logits.device)
     for scope, (x, its_targets) in enumerate(scopes):
         positives = select(x, positive_positions(x, its_targets, None))
-        negatives = select(x, negative_positions(x, its_targets))
+        of_blocks = [
+            reference.tilted_sums(fill_others(clamp_infinities(block).sigmoid_(), block_targets, -math.inf), k[1])
+            for block, block_targets in in_blocks(x, its_targets)
+        ]
         sums[0, :, scope] = reference.tilted_sums(positives.sigmoid(), k[0])
-        sums[1, :, scope] = reference.tilted_sums(negatives.sigmoid(), k[1])
+        sums[1, :, scope] = reference.add_tilted_sums(torch.stack(of_blocks, 1), k[1])
     if group is None or per_image:
         return sums
     everyone = distributed.gather(sums.view(6, 1), [1] * distributed.world_size(group), group).view(2, 3, -1)
@@ -243,7 +246,4 @@ def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_ima
 def _slopes(logits: Tensor, k: float, state: Tensor, upstream: Tensor) -> Tensor:
     """Gradient of logits of one kind, from what `state` [3] keeps of it."""
     coefficient, shift, mean = state
-    (slopes,) = dispatch.gradients(
-        lambda x: reference.tilted_excess(x, k, shift, mean).sum(), [logits], coefficient * upstream
-    )
-    return slopes
+    return coefficient * upstream * reference.tilted_slopes(logits, k, shift, mean)

@@ -20,7 +20,7 @@ from .dtypes import result_dtype
 from .module import LossModule
 from .reference import iou_balanced as reference
 from .reference.focal import focal
-from .targets import in_blocks, positive_positions, replace_others, scatter_to_positives, select
+from .targets import certain_negatives, in_blocks, positive_positions, scatter_to_positives, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -204,7 +204,7 @@ def _focal_loss(
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
-    of_blocks = [reference.add_up(focal(-replace_others(*block), gamma)) for block in in_blocks(logits, targets)]
+    of_blocks = [reference.add_up(focal(-certain_negatives(*block), gamma)) for block in in_blocks(logits, targets)]
     of_negatives = negative_weight * torch.stack(of_blocks)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
     loss, scale = balance(sums, positions.numel(), avg_number, avg_tensor, group)
@@ -232,14 +232,21 @@ def _focal_loss_backward(
     logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
-    of_negative, of_positive = (scale * upstream).unbind()
+    of_negatives, of_positives = (scale * upstream).unbind()
+    positions = positive_positions(logits, targets, None)
+    weights = _weights_at(positions, logits, iou, eta)
+    return focal_gradient(logits, targets, positions, of_negatives, of_positives * weights, gamma)
+
+
+def focal_gradient(
+    logits: Tensor, targets: Tensor, positions: Tensor, of_negatives: Tensor, of_positives: Tensor, gamma: float
+) -> Tensor:
+    """Gradient of the logits, from that of each negative's focal(-x), [], and of each positive's focal(x), [P]."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for (grad_block, _), block in zip(in_blocks(gradient, targets), in_blocks(logits, targets), strict=True):
-        (slopes,) = dispatch.gradients(lambda x: focal(-x, gamma).sum(), [replace_others(*block)], of_negative)
+        (slopes,) = dispatch.gradients(lambda x: focal(-x, gamma).sum(), [certain_negatives(*block)], of_negatives)
         grad_block.copy_(slopes)
-    positions = positive_positions(logits, targets, None)
-    factors = of_positive * _weights_at(positions, logits, iou, eta)
-    (slopes,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], factors)
+    (slopes,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], of_positives)
     gradient.view(-1).scatter_(0, positions, slopes.to(gradient.dtype))
     return gradient
 

@@ -16,11 +16,10 @@ from .checks import (
     group_name,
     split_avg_factor,
 )
-from .dtypes import clamp_infinities
 from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .targets import scatter_to_positives, softmax_classes
+from .targets import scatter_to_positives, softmax_classes, softmax_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -140,9 +139,9 @@ def _cross_entropy_loss(
     l_i. `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
     _check_same_call(logits, eta, background, avg_number, avg_tensor, group)
-    rows, channels, is_negative, is_positive = _select_samples(logits, labels, background)
-    terms = cross_entropy(rows, channels, reduction="none")
-    weights = reference.iou_weights(iou.reshape(-1)[is_positive].to(terms.dtype), eta)
+    terms = cross_entropies(logits, labels)
+    is_negative, is_positive = softmax_classes(logits, labels, background)
+    weights = reference.iou_weights(iou[is_positive].to(terms.dtype), eta)
     sums = reference.sum_terms(terms[is_negative], terms[is_positive], weights)
     loss, scale = balance(sums, (labels >= 0).sum(), avg_number, avg_tensor, group)
     return loss.to(terms.dtype), scale.to(terms.dtype)
@@ -164,11 +163,24 @@ def _cross_entropy_loss_backward(
     logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
-    rows, channels, is_negative, is_positive = _select_samples(logits, labels, background)
-    factors = torch.where(is_negative, scale[0] * upstream, 0)
-    factors[is_positive] = scale[1] * upstream * reference.iou_weights(iou.reshape(-1)[is_positive].to(rows.dtype), eta)
+    of_negatives, of_positives = (scale * upstream).unbind()
+    is_negative, is_positive = softmax_classes(logits, labels, background)
+    factors = torch.where(is_negative, of_negatives, 0)
+    factors[is_positive] = of_positives * reference.iou_weights(iou[is_positive].to(factors.dtype), eta)
+    return cross_entropy_gradient(logits, labels, factors)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(x)_label [...] of samples [..., K]; those of ignored samples mean nothing."""
+    rows, channels = softmax_rows(logits, labels)
+    return cross_entropy(rows, channels, reduction="none").view(labels.shape)
+
+
+def cross_entropy_gradient(logits: Tensor, labels: Tensor, upstream: Tensor) -> Tensor:
+    """Gradient of the logits, from that [...] of the cross-entropies, 0 where a sample is ignored."""
+    rows, channels = softmax_rows(logits, labels)
     formula = partial(cross_entropy, target=channels, reduction="none")
-    (gradient,) = dispatch.gradients(formula, [rows], factors)
+    (gradient,) = dispatch.gradients(formula, [rows], upstream.reshape(-1))
     return gradient.to(logits.dtype).view(logits.shape)
 
 
@@ -204,15 +216,3 @@ def _check_same_call(
         avg_factor = avg_number if avg_tensor is None else avg_tensor
         arguments = {"eta": eta, "background": background % logits.shape[-1], "avg_factor": avg_factor}
         distributed.check_same_call("iou_balanced_cross_entropy_loss", arguments, logits, 0, group)
-
-
-def _select_samples(logits: Tensor, labels: Tensor, background: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logits [M, K], channels [M], is background [M], is positive [M]) of all samples.
-
-    Those of ignored samples are 0, whatever was there; those of a label that names no channel are NaN.
-    """
-    num_channels, labels = logits.shape[-1], labels.reshape(-1)
-    rows = clamp_infinities(logits.reshape(-1, num_channels))
-    rows.index_fill_(0, (labels < 0).nonzero().squeeze(1), 0)
-    rows.index_fill_(0, (labels >= num_channels).nonzero().squeeze(1), torch.nan)
-    return rows, labels.long().clamp(0, num_channels - 1), *softmax_classes(rows, labels, background)
