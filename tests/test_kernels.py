@@ -5,6 +5,7 @@ entry that no program owns shows. Without Triton's interpreter these would only 
 """
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,26 +20,27 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = {
     "candidates": {"TARGETS_BLOCK": 16},
+    "ranking.positives": {"TILE": 4},
+    "ranking.kinks": {"TILE": 4, "CELLS": 2},
+    "ranking.bins": {"BLOCK": 16, "MAX_BLOCKS": 3, "MIN_PROGRAMS": 2, "MAX_IN_COPY": 64, "CELLS": 2, "SCAN_BLOCK": 4},
     "ranking.lists": {"CANDIDATES_BLOCK": 16, "MAX_LISTS": 3},
-    "ranking.count": {
-        "PAIRS_BLOCK": 8,
-        "POSITIVES_BLOCK": 4,
-        "POSITIVES_BLOCK_FLOAT64": 4,
-        "MIN_PROGRAMS": 2,
-    },
-    "ranking.transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
-    "ranking.positives": {"SUM_BLOCK": 4},
-    "ranking.ap": {"TILE": 4},
+    "ranking.pairs": {"PAIRS_BLOCK": 8, "POSITIVES_BLOCK": 4, "POSITIVES_BLOCK_FLOAT64": 4, "MIN_PROGRAMS": 2},
+    "ranking.finish": {"BLOCK": 4},
+    "ranking.ap": {"BLOCK": 4},
     "ranking.alrp": {"TILE": 4},
     "ranking.rank_sort": {"TILE": 4},
+    "ranking.transport": {"BLOCK": 16, "BLOCKS_AT_ONCE": 2, "TILE": 4, "CELLS": 2},
 }
+FORMS = {"bins": 0, "pairs": 100}  # of count: up to how many positives it compares pairs
 
 
-@pytest.fixture(autouse=True)
-def small_blocks_and_poisoned_buffers(monkeypatch):
-    for module, constants in SMALL.items():
+@pytest.fixture(autouse=True, params=FORMS)
+def small_blocks_and_poisoned_buffers(monkeypatch, request):
+    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[request.param])
+    modules = [import_module(f"triton_rankloss.kernels.{module}") for module in SMALL]  # all, before a constant changes
+    for module, constants in zip(modules, SMALL.values()):
         for name, value in constants.items():
-            monkeypatch.setattr(f"triton_rankloss.kernels.{module}.{name}", value)
+            monkeypatch.setattr(module, name, value)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
     yield
     torch.use_deterministic_algorithms(False)

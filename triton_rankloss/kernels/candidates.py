@@ -138,6 +138,32 @@ def load_candidates(
 
 
 @triton.jit
+def load_not_ignored(
+    logits_ptr,
+    targets_ptr,
+    scope,
+    start,
+    num_candidates,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, positive or negative)."""
+    lanes = tl.arange(0, BLOCK)
+    in_scope = start + lanes < num_candidates
+    positions = scope * num_candidates + start + lanes
+    at = positions
+    if LABELS:
+        first_anchor = start // NUM_CLASSES
+        channels = (start - first_anchor * NUM_CLASSES).to(tl.int32) + lanes
+        at = scope * (num_candidates // NUM_CLASSES) + first_anchor + channels // NUM_CLASSES
+    not_ignored = (tl.load(targets_ptr + at, mask=in_scope, other=0) >= 0) & in_scope
+    scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
+    return positions, in_scope, scores, not_ignored
+
+
+@triton.jit
 def _load_block(
     targets_ptr,
     scope,

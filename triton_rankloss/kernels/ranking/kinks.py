@@ -3,8 +3,9 @@
 Seen as functions of a score n, H(n - p_i) change their slope at p_i - delta and p_i + delta: 2 |P| kinks of a scope,
 which bound 2 |P| + 1 bins; bin m lies right of m kinks. (delta = 0: |P| kinks, at the p_i.)
 
-Lower and upper kinks are each in ascending order already, so they merge by search: the lower kink of place r has r
-lower ones before it and every p_k + delta < p_r - delta, its upper kink r upper ones and every p_k - delta <= p_r + delta.
+Lower and upper kinks are each in ascending order already, so they merge by search: before the lower kink of place r
+come r lower ones and every p_k + delta < p_r - delta; before its upper one, r upper ones and every p_k - delta <= p_r +
+delta.
 Kinks are rounded up to the dtype of the scores: no score then lies between a kink and its rounding, and what the
 rounding adds to b or takes from a gradient can be put right exactly.
 

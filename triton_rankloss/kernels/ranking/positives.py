@@ -9,7 +9,7 @@ sorting network, no data is exchanged, and no order of programs matters. A NaN c
     symbol               meaning
     i, k                 positives as they are listed: row-major
     p                    their scores
-    order [P]            which i is at each place of the ascending order; places of scope s are offsets[s]:offsets[s + 1]
+    order [P]            which i is at each place in ascending order; scope s has places offsets[s]:offsets[s + 1]
     among [P]            a_i, in ascending order
 
     owner of outputs     program t: the places of positives t * TILE and the following, whichever scopes they are of

@@ -3,8 +3,8 @@
 g is piecewise linear in n_j; finish.py has its lines. A negative is looked up,
     g_j = value + slope (n_j - kink),   at the last kink that is not above n_j,
 and written once, in the dtype of the logits, times the upstream gradient. A block whose relevant negatives all lie
-between the last lower and the first upper kink, as all do at the start of training, needs no search. Positives are
-written over what this leaves at them.
+between the last lower and the first upper kink, as all do at the start of training, needs no search. What positives
+are to get is written over what this leaves at them.
 
     symbol               meaning
     lines [3, 2 P]       kinks, value at each, slope right of it
@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
+from ..candidates import TRITON_DTYPE, load_not_ignored, scopes_of
 from .kinks import CELLS, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -53,7 +53,7 @@ def _transport_kernel(
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of some blocks of logits, as if there were no positives among them."""
+    """Gradient of some blocks of logits, of positives as if they were negatives."""
     scope = (tl.program_id(0) // programs_in_scope).to(tl.int64)
     program = tl.program_id(0) - scope * programs_in_scope
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
@@ -76,29 +76,27 @@ def _transport_kernel(
     middle_slope = tl.full([], 0, COMPUTE)
     if not HARD:
         middle_slope = tl.load(slope_ptr + num_positives - 1, mask=there, other=0).to(COMPUTE) * upstream
-    # The last positive is NaN if any is; then every gradient is.
+    # The last positive is NaN if any is, as all are beyond a bound; so is every weight then, and every gradient.
     last_p = tl.load(sorted_ptr + last - 1, mask=there, other=0)
-    has_nan = last_p != last_p
+    lowest_relevant = tl.where(last_p == last_p, lowest, float("-inf"))
     for block in range(BLOCKS_AT_ONCE):
         start = (program.to(tl.int64) * BLOCKS_AT_ONCE + block) * BLOCK
-        positions, in_range, n, negative, positive = load_candidates(
+        positions, in_range, n, not_ignored = load_not_ignored(
             logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
-        relevant = negative & ((n < lowest) == 0) & there
+        relevant = not_ignored & ((n < lowest_relevant) == 0) & there
         in_middle = (n >= middle_begin) & (n < middle_end)
         gradient = tl.where(relevant, middle_value + middle_slope * tl.minimum(n - middle_begin, longest), 0)
         searched = relevant & (in_middle == 0)
         if tl.max(tl.where(searched, tl.arange(0, BLOCK), -1)) >= 0:
             entry = find_bins(n, searched, lines_ptr, cells_ptr, num_kinks, num_cells, lowest, scale) - 1
-            found = searched & (entry >= 0)
-            carried = tl.load(value_ptr + entry, mask=found, other=0).to(COMPUTE)
+            found = searched & (entry >= 0)  # all but a NaN
+            carried = tl.load(value_ptr + entry, mask=found, other=float("nan")).to(COMPUTE)
             if not HARD:
                 slope = tl.load(slope_ptr + entry, mask=found, other=0).to(COMPUTE)
                 kink = tl.load(lines_ptr + entry, mask=found, other=0)
                 carried += slope * tl.minimum(n - kink, longest)
             gradient = tl.where(searched, carried * upstream, gradient)
-        # Comparisons have hidden a NaN.
-        gradient = tl.where((relevant & (n != n)) | ((negative | positive) & has_nan), float("nan"), gradient)
         tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_range)
 
 
