@@ -32,11 +32,11 @@ SMALL = {
     "ranking.transport": {"BLOCK": 16, "BLOCKS_AT_ONCE": 2, "TILE": 4, "CELLS": 2},
 }
 FORMS = {"bins": 0, "pairs": 100}  # of count: up to how many positives it compares pairs
+CASES = [*((name, "bins") for name in LOSSES), ("ap", "pairs")]
 
 
-@pytest.fixture(autouse=True, params=FORMS)
-def small_blocks_and_poisoned_buffers(monkeypatch, request):
-    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[request.param])
+@pytest.fixture(autouse=True)
+def small_blocks_and_poisoned_buffers(monkeypatch):
     modules = [import_module(f"triton_rankloss.kernels.{module}") for module in SMALL]  # all, before a constant changes
     for module, constants in zip(modules, SMALL.values()):
         for name, value in constants.items():
@@ -49,8 +49,9 @@ def small_blocks_and_poisoned_buffers(monkeypatch, request):
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_branch(name, kind, delta, per_image):
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_every_branch(name, form, kind, delta, per_image, monkeypatch):
+    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[form])
     logits, labels = batch(kind, 2, 37, 3, 11)
     values = torch.rand(int(((labels >= 0) & (labels < 3)).sum()), dtype=torch.float64)
     options = {"delta": delta, "per_image": per_image}
@@ -62,7 +63,9 @@ def test_every_branch(name, kind, delta, per_image):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["random", "init", "huge"])
-def test_low_precision_logits_are_listed_in_their_dtype(kind, dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_low_precision(form, kind, dtype, monkeypatch):
+    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[form])
     logits, labels = batch(kind, 1, 60, 3, 9)
     logits = logits.to(dtype)
     (loss,), (gradient,) = evaluate("ap", logits, labels, logits[:0])
