@@ -22,10 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("--threshold", type=float, default=1.1, help="ratio of medians from which a change counts")
     options = parser.parse_args(arguments)
     try:
-        return report(options.files, options.out) if options.command == "report" else regressions(options)
+        if options.command == "report":
+            return report(options.files, options.out)
+        text, regressed = compare(load([options.before]), load([options.after]), options.threshold)
     except ResultFileError as error:
         print(error, file=sys.stderr)
         return 2
+    print(text)
+    return int(regressed)
 
 
 def report(files: list[Path], folder: Path | None) -> int:
@@ -42,13 +46,6 @@ def report(files: list[Path], folder: Path | None) -> int:
             shutil.copy(file, folder / file.name)
     print(folder / "README.md")
     return 0
-
-
-def regressions(options: argparse.Namespace) -> int:
-    """Print the comparison."""
-    lines, regressed = compare(load([options.before]), load([options.after]), options.threshold)
-    print("\n".join(lines))
-    return int(regressed)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,87 @@
-"""A call with a process group: what it costs a rank, in processor time and bytes, as ranks are added."""
+"""AP Loss with a process group over gloo: what it costs a rank, in processor time and bytes, as ranks are added.
+
+Every rank is a process of one thread with 16 images of its own; the test is rank 0. There are more ranks than cores, so
+the clock is the process's own time: what a rank computes, its part of the collectives included, without waiting.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from .ranks import measure
-from .suite import REPLAY
+import triton_rankloss as rankloss
 
-RANKS = (1, 2, 4, 8)
+from .turns import DEVICE
+from .workloads import Problem, Workload
+
+CALLS = 10
+RANK = Workload("rank", (16, 1100, 80), 320, "trained", relevant=0.1, labels=True)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("ranks", RANKS if metafunc.config.getoption("--device") == "cpu" else ())
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_ranks(benchmark: Any, quick: bool, tmp_path: Any, ranks: int) -> None:
+    if DEVICE == "cuda" or (quick and ranks > 2):
+        pytest.skip("CPU processes, and of a quick run few")
+    workload = RANK.quick() if quick else RANK
+    others = mp.spawn(follow, (ranks, str(tmp_path), workload), nprocs=ranks - 1, join=False, daemon=True)
+    with member(0, ranks, str(tmp_path)):
+        problem = workload.problem(0)
+        sent = sent_bytes(lambda: call(problem, dist.group.WORLD))
+        benchmark.pedantic(call, (problem, dist.group.WORLD), rounds=CALLS)
+        alone = [processor_seconds(lambda: call(problem, None)) for _ in range(CALLS)]
+    while not others.join():
+        pass
+    benchmark.group = f"ap ranks={ranks}"
+    info = {"loss": "ap", "workload": f"ranks={ranks}", "peer": "ours", "axis": "ranks", "at": ranks, "bytes": sent}
+    info |= {"logits": problem.leaf.numel(), "positives": ranks * workload.num_positives}
+    benchmark.extra_info |= {**info, "without_group": statistics.median(alone)}
 
 
-@pytest.mark.benchmark(timer=REPLAY.time)
-def test_ranks(benchmark, ranks: int) -> None:
-    found = measure(ranks)
-    benchmark.group = f"ap, ranks={ranks}"
-    benchmark.extra_info |= {
-        "loss": "ap", "workload": f"ranks={ranks}", "axis": "ranks", "at": ranks, "peer": "ours", "phase": "both",
-        "repeats": 1, "load": 0.0, "bytes": found.num_bytes, "logits": found.logits, "positives": found.positives,
-        "without_group": found.without_group,
-    }  # fmt: skip
-    benchmark.pedantic(REPLAY.run, rounds=REPLAY.load(found.seconds))
+def follow(index: int, num_ranks: int, folder: str, workload: Workload) -> None:
+    """Any other rank: it makes the calls that rank 0 makes."""
+    with member(index + 1, num_ranks, folder):
+        problem = workload.problem(index + 1)
+        for group in [dist.group.WORLD] * (1 + CALLS) + [None] * CALLS:
+            call(problem, group)
+
+
+@contextmanager
+def member(rank: int, num_ranks: int, folder: str) -> Iterator[None]:
+    """One thread, in a group."""
+    threads, limit = torch.get_num_threads(), timedelta(minutes=2)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", limit, rank=rank, world_size=num_ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        torch.set_num_threads(threads)
+
+
+def call(problem: Problem, group: Any) -> None:
+    problem.loss_and_gradient(lambda leaf, given: rankloss.ap_loss(leaf, given["targets"], group=group))
+
+
+def processor_seconds(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def sent_bytes(run: Callable[[], None]) -> int:
+    """What a call hands to collectives on this rank."""
+    sent: list[int] = []
+    all_gather, all_reduce = dist.all_gather, dist.all_reduce
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_gather", lambda out, x, group: (sent.append(x.nbytes), all_gather(out, x, group)))
+        patch.setattr(dist, "all_reduce", lambda x, group: (sent.append(x.nbytes), all_reduce(x, group=group)))
+        run()
+    return sum(sent)
