@@ -5,8 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from .compare import compare
-from .results_file import ResultFileError, load
+from .peers import OURS
+from .report import markdown
+from .results_file import ResultFileError, Results, Row, load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +47,30 @@ def report(files: list[Path], folder: Path | None) -> int:
             shutil.copy(file, folder / file.name)
     print(folder / "README.md")
     return 0
+
+
+def compare(before: Results, after: Results, threshold: float) -> tuple[str, bool]:
+    """(Markdown, whether anything of ours regressed)."""
+    known, regressed = {row.key: row for row in before.rows}, False
+    lines = [["case", "before, ms", "after, ms", "ratio", "verdict"]]
+    for row in after.rows:
+        old = known.pop(row.key, None)
+        if old and (verdict := judge(old, row, threshold)):
+            regressed |= verdict == "slower" and row.key[2] == OURS
+            spreads = ["{1:.3g} [{0:.3g}, {2:.3g}]".format(*(1e3 * x for x in each.quartiles)) for each in (old, row)]
+            lines.append([" ".join(row.key), *spreads, f"{row.median / old.median:.2f}", verdict])
+    origins = [f"{each.machine['machine']}, commit {each.commit['id'][:10]}" for each in (before, after)]
+    changes = markdown(lines) or f"No change beyond {threshold:g}x and the spread."
+    missing = f"{len(known)} cases of the first file are not in the second."
+    return "\n\n".join(["before: {}, after: {}".format(*origins), changes, missing]), regressed
+
+
+def judge(before: Row, after: Row, threshold: float) -> str:
+    """ "slower" or "faster" where the medians differ by more than `threshold` and the quartiles do not overlap."""
+    (low_before, old, high_before), (low_after, new, high_after) = before.quartiles, after.quartiles
+    if new > threshold * old and low_after > high_before:
+        return "slower"
+    return "faster" if old > threshold * new and low_before > high_after else ""
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """One loss on one workload: every implementation checked, then timed in turns, then by pytest-benchmark."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
+from operator import methodcaller
 from typing import Any
 
 import torch
 
 from .accuracy import RedCheckError, check, errors
 from .peers import OURS, Loss, Peer
-from .peers.registry import peers_of, truth_of
+from .peers.registry import YARDSTICK, peers_of, truth_of
 from .resources import on_gpu, peak_memory
+from .training import TRAININGS
 from .turns import DEVICE, quartiles, seconds, take_turns
 from .workloads import Made, Problem, Workload
 
@@ -21,6 +23,7 @@ MAX_ROUNDS, SHORT = 30, 0.05  # SHORT: seconds of a call that is worth repeating
 MAX_POSITIVES_OF_BUCKETS = 20_000
 # Along the axes implementations that look at every pair are left out where there are more than so many.
 MAX_PAIRS = {"cpu": 3e8, "cuda": 2e10}[DEVICE]
+NOT_IN_TRAINING = ("bucketed-search", "vectorized-compiled")  # a training cannot be run with them as they come
 LOOK_AT_PAIRS = ("loop", "vectorized", "vectorized-compiled")
 
 
@@ -28,12 +31,13 @@ def with_peers(cases: Iterable[tuple[str, Workload | Made]]) -> list[tuple[str, 
     """Every (loss, workload) with each implementation that it can be given to."""
     found = []
     for loss, workload in cases:
-        without: tuple[str, ...] = ()
-        if isinstance(workload, Workload) and workload.num_positives > MAX_POSITIVES_OF_BUCKETS:
-            without = ("bucketed", "bucketed-search")
-        elif isinstance(workload, Workload) and workload.axis and workload.num_pairs > MAX_PAIRS:
-            without = LOOK_AT_PAIRS
-        found += [(loss, workload, peer) for peer in peers_of(loss) if peer.name not in without]
+        without: tuple[str, ...] = NOT_IN_TRAINING if workload in TRAININGS else ()
+        if isinstance(workload, Workload):
+            positives, logits = workload.num_positives, torch.Size(workload.shape).numel()
+            without += ("bucketed", "bucketed-search") if positives > MAX_POSITIVES_OF_BUCKETS else ()
+            without += LOOK_AT_PAIRS if "=" in workload.name and positives * logits > MAX_PAIRS else ()
+        peers = [*peers_of(loss), *([YARDSTICK] if workload in TRAININGS else [])]
+        found += [(loss, workload, peer) for peer in peers if peer.name not in without]
     return found
 
 
@@ -49,7 +53,7 @@ class Case:
         bandwidth: float,  # bytes per second
         truth: Loss | None = None,
     ) -> None:
-        first = workload.problem()
+        first = workload.problem(0)
         num_inputs = max(2, min(8, CACHES // (2 * first.leaf.nbytes)))
         self.inputs = [first, *map(workload.problem, range(1, num_inputs))]
         self.budget = budget / len(peers)  # of each by itself
@@ -62,21 +66,21 @@ class Case:
         for peer in peers:
             try:
                 true = expected(peer.truth or truth or truth_of(loss))
-                wrong = errors(first.loss_and_gradient(peer.loss), true, first.groups)
+                wrong = errors(first.loss_and_gradient(peer.loss), true, first.groups())
                 check(wrong, first.leaf.dtype, peer.exact)
             except Exception as failed:  # one that cannot run, for want of memory say, must not end the others' run
                 self.failures[peer.name] = f"{type(failed).__name__}: {failed}"
             else:
                 memory = peak_memory(partial(first.run, peer.loss))
                 self.found[peer.name] = {"peer": peer.name, **asdict(wrong), "extra_memory": memory}
-        self.runs = {peer.name: partial(run, peer.loss) for peer in peers if peer.name in self.found}
+        self.runs = {peer.name: methodcaller("run", peer.loss) for peer in peers if peer.name in self.found}
         self.turns = take_turns(self.runs, self.inputs, budget)
 
     def benchmark(self, benchmark: Any, peer: Peer) -> None:
         """Have the fixture `benchmark` time one implementation; a red check reports no speed."""
         if peer.name in self.failures:
             raise RedCheckError(f"{peer}: {self.failures[peer.name]}")
-        timed, inputs = self.runs[peer.name], itertools.cycle(self.inputs)
+        run, inputs = self.runs[peer.name], itertools.cycle(self.inputs)
         quarters = quartiles(self.turns.seconds[peer.name])
         benchmark.group = f"{self.info['loss']} {self.info['workload']}"
         benchmark.extra_info |= {**self.info, **self.found[peer.name], "load": self.turns.load}
@@ -84,21 +88,17 @@ class Case:
             benchmark.extra_info["ratio"] = self.turns.ratio(peer.name, OURS)
         if DEVICE == "cuda":
             short = quarters[1] < SHORT
-            benchmark.extra_info["seconds"] = on_gpu(lambda: timed(next(inputs))) if short else quarters
+            benchmark.extra_info["seconds"] = on_gpu(lambda: run(next(inputs))) if short else quarters
         rounds = max(3, min(MAX_ROUNDS, int(self.budget / quarters[1])))
-        benchmark.pedantic(partial(finish, timed), setup=lambda: ((next(inputs),), {}), rounds=rounds)
+        benchmark.pedantic(partial(finish, run), setup=lambda: ((next(inputs),), {}), rounds=rounds)
 
-    def seconds_of_loss(self, peer: Peer, rounds: int = 9) -> float:
-        """Median of the loss alone, its forward and backward, where what is timed is more than that."""
-        return quartiles([seconds(self.inputs[0].loss_and_gradient, peer.loss) for _ in range(rounds)])[1]
-
-
-def run(loss: Loss, problem: Problem) -> None:
-    problem.run(loss)
+    def seconds_of_loss(self, peer: Peer) -> float:
+        """The median of the loss alone, its forward and backward, where what is timed is more than that."""
+        return quartiles([seconds(self.inputs[0].loss_and_gradient, peer.loss) for _ in range(9)])[1]
 
 
-def finish(timed: Any, problem: Problem) -> None:
-    """Run until the device is idle, for a clock of the host."""
-    timed(problem)
+def finish(run: Callable[[Problem], None], problem: Problem) -> None:
+    """Until the device is idle, for a clock of the host."""
+    run(problem)
     if DEVICE == "cuda":
         torch.cuda.synchronize()

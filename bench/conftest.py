@@ -47,8 +47,8 @@ def case(
         last.clear()
         tests = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
         peers = [test["peer"] for test in tests if (test.get("loss"), test.get("workload")) == (loss, workload)]
-        budget = 0.0 if quick else request.config.getoption("--seconds")
-        last[loss, workload] = Case(loss, workload.quick() if quick else workload, peers, budget, bandwidth)
+        size = workload.quick() if quick and isinstance(workload, Workload) else workload
+        last[loss, workload] = Case(loss, size, peers, 0 if quick else request.config.getoption("--seconds"), bandwidth)
     return last[loss, workload]
 
 

@@ -12,14 +12,12 @@ OF_KERNEL = ("kernel", "registers", "spilled", "shared", "num_warps", "used by",
 
 def summary(machine: dict, outcomes: list[dict], folder: Path) -> str:
     """Markdown; a step that left no file is only in the table of steps."""
-    parts = [f"# {machine['device']}", *(f"{key}: {value}" for key, value in machine.items() if value)]
+    parts = [f"# {machine['device']}", *(f"{key}: {value}" for key, value in machine.items())]
     parts += ["## Steps", table(outcomes, ("name", "status", "seconds", "note"))]
-    if (folder / "info.log").exists():
-        parts += ["```", (folder / "info.log").read_text().strip(), "```"]
-    for title, make, name in SECTIONS:
+    for make, name in ((checks, "check.json"), (tests, "tests.xml"), (kernels, "kernels.json"), (text, "info.log")):
         if (folder / name).exists():
             try:
-                parts += [f"## {title}", *make(folder / name)]
+                parts += [f"## {name}", *make(folder / name)]
             except (ValueError, KeyError, ElementTree.ParseError) as error:  # cut short by the time limit, say
                 parts.append(f"`{name}` cannot be read: {error!r}")
     if (folder / "README.md").exists():
@@ -28,11 +26,11 @@ def summary(machine: dict, outcomes: list[dict], folder: Path) -> str:
 
 
 def checks(path: Path) -> list[str]:
-    """Counts, what failed and why, and of float32 the errors against float64 and the speed-up over the reference."""
+    """What did not pass, and of float32 the errors against float64 and the speed-up over the reference."""
     rows = json.loads(path.read_text())["rows"]
-    counts = (f"{sum(row['status'] == status for row in rows)} {status}" for status in ("PASS", "FAIL", "SKIP"))
-    failed = [f"- {row['loss']} ({row['variant']}, {row['dtype']}): {row['note']}" for row in rows if row["note"]]
-    return [", ".join(counts), *failed, table([row for row in rows if row["dtype"] == "float32"], OF_CHECK)]
+    red = [row for row in rows if row["status"] != "PASS"]
+    found = table(red, ("loss", "variant", "dtype", "status", "note")) or f"All {len(rows)} pass."
+    return [found, table([row for row in rows if row["dtype"] == "float32"], OF_CHECK)]
 
 
 def kernels(path: Path) -> list[str]:
@@ -50,15 +48,14 @@ def tests(path: Path) -> list[str]:
     return [counts, *(f"- {case.get('classname')}::{case.get('name')}" for case in failed)]
 
 
-SECTIONS = (("Check", checks, "check.json"), ("Tests", tests, "tests.xml"), ("Kernels", kernels, "kernels.json"))
+def text(path: Path) -> list[str]:
+    return [f"```\n{path.read_text().strip()}\n```"]
 
 
 def table(rows: list[dict], keys: tuple[str, ...]) -> str:
     """Of rows, what they hold under `keys`."""
-    return markdown([[*keys], *([_plain(row.get(key)) for key in keys] for row in rows)])
+    return markdown([[*keys], *([plain(row.get(key)) for key in keys] for row in rows)])
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
+def plain(value: object) -> str:
     return "" if value is None else f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -103,7 +103,7 @@ def verdicts(rows: list[Row]) -> str:
     case, lines = cases(rows).get(("ap", "million-init"), {}), [["1 M x 1000, all relevant", "measured", "verdict"]]
     for peer, target in TARGETS:
         if peer in case:
-            verdict = "met" if case[peer].ratio[1] >= target else "missed"
+            verdict = "met" if case[peer].info["ratio"][1] >= target else "missed"
             lines.append([f"{target:g}x faster than {peer}", ratio(case[peer]), verdict])
     return markdown(lines)
 
@@ -136,7 +136,7 @@ def ahead(rows: list[Row]) -> str:
     lines = []
     for (loss, workload), found in cases(rows).items():
         others = (row for peer, row in found.items() if peer not in (OURS, "torchvision-focal"))
-        faster = [f"{row.key[2]} {ratio(row)}" for row in others if row.ratio[1] < 1]
+        faster = [f"{row.key[2]} {ratio(row)}" for row in others if row.info["ratio"][1] < 1]
         lines += [f"- {NAMES[loss]}, {workload}: {', '.join(faster)}"] if faster else []
     return "\n".join(lines)
 
@@ -149,7 +149,7 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def ratio(row: Row) -> str:
-    low, middle, high = row.ratio
+    low, middle, high = row.info["ratio"]
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 

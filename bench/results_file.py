@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .peers import OURS
 
@@ -13,23 +13,17 @@ class ResultFileError(Exception):
     """A file that holds no results of these suites."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One implementation in one case."""
 
     key: tuple[str, str, str]  # loss, workload, peer
     quartiles: list[float]  # seconds: lower quartile, median, upper quartile
-    info: dict[str, Any]
+    info: dict[str, Any]  # "ratio": the same of its time over ours, of rounds in which both had their turn
 
     @property
     def median(self) -> float:
         """Seconds."""
         return self.quartiles[1]
-
-    @property
-    def ratio(self) -> list[float]:
-        """[lower quartile, median, upper quartile] of its time over ours, of rounds in which both had their turn."""
-        return self.info["ratio"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def cases(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 
 def load(paths: Iterable[Path]) -> Results:
     """All rows of result files that were measured on one machine."""
-    machine, commit, rows = {}, {}, []
+    origins, rows = [], []
     for path in paths:
         try:
             content = json.loads(path.read_text())
@@ -63,12 +57,9 @@ def load(paths: Iterable[Path]) -> Results:
                 info, stats = benchmark["extra_info"], benchmark["stats"]
                 seconds = info.get("seconds") or [stats[name] for name in ("q1", "median", "q3")]  # a GPU's own first
                 rows.append(Row((info["loss"], info["workload"], info["peer"]), seconds, info))
-            found = content["machine_info"], content["commit_info"]
+            origins.append((content["machine_info"], content["commit_info"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultFileError(f"{path}: not a result file of these suites ({error!r})") from error
-        if machine and found != (machine, commit):
-            raise ResultFileError(f"{path}: measured on another machine or commit than the files before it")
-        machine, commit = found
-    if not rows:
-        raise ResultFileError("no results in " + ", ".join(map(str, paths)))
-    return Results(machine, commit, rows)
+    if not rows or any(origin != origins[0] for origin in origins):
+        raise ResultFileError(f"no results, or of several machines or commits: {', '.join(map(str, paths))}")
+    return Results(*origins[0], rows)

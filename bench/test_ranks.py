@@ -6,8 +6,7 @@ the clock is the process's own time: what a rank computes, its part of the colle
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,18 +24,25 @@ CALLS = 10
 RANK = Workload("rank", (16, 1100, 80), 320, "trained", relevant=0.1, labels=True)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="processes of a CPU")
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_ranks(benchmark: Any, quick: bool, tmp_path: Any, ranks: int) -> None:
-    if DEVICE == "cuda" or (quick and ranks > 2):
-        pytest.skip("CPU processes, and of a quick run few")
+def test_ranks(benchmark, one_thread, quick, tmp_path, ranks):
     workload = RANK.quick() if quick else RANK
     others = mp.spawn(follow, (ranks, str(tmp_path), workload), nprocs=ranks - 1, join=False, daemon=True)
-    with member(0, ranks, str(tmp_path)):
-        problem = workload.problem(0)
-        sent = sent_bytes(lambda: call(problem, dist.group.WORLD))
-        benchmark.pedantic(call, (problem, dist.group.WORLD), rounds=CALLS)
-        alone = [processor_seconds(lambda: call(problem, None)) for _ in range(CALLS)]
+    problem = join(0, ranks, str(tmp_path), workload)
+    sent = sent_bytes(lambda: call(problem, dist.group.WORLD))
+    benchmark.pedantic(call, (problem, dist.group.WORLD), rounds=CALLS)
+    alone = [processor_seconds(lambda: call(problem, None)) for _ in range(CALLS)]
+    dist.destroy_process_group()
     while not others.join():
         pass
     benchmark.group = f"ap ranks={ranks}"
@@ -47,23 +53,17 @@ def test_ranks(benchmark: Any, quick: bool, tmp_path: Any, ranks: int) -> None:
 
 def follow(index: int, num_ranks: int, folder: str, workload: Workload) -> None:
     """Any other rank: it makes the calls that rank 0 makes."""
-    with member(index + 1, num_ranks, folder):
-        problem = workload.problem(index + 1)
-        for group in [dist.group.WORLD] * (1 + CALLS) + [None] * CALLS:
-            call(problem, group)
-
-
-@contextmanager
-def member(rank: int, num_ranks: int, folder: str) -> Iterator[None]:
-    """One thread, in a group."""
-    threads, limit = torch.get_num_threads(), timedelta(minutes=2)
     torch.set_num_threads(1)
+    problem = join(index + 1, num_ranks, folder, workload)
+    for group in [dist.group.WORLD] * (1 + CALLS) + [None] * CALLS:
+        call(problem, group)
+    dist.destroy_process_group()
+
+
+def join(rank: int, num_ranks: int, folder: str, workload: Workload) -> Problem:
+    limit = timedelta(minutes=2)
     dist.init_process_group("gloo", f"file://{folder}/store", limit, rank=rank, world_size=num_ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        torch.set_num_threads(threads)
+    return workload.problem(rank)
 
 
 def call(problem: Problem, group: Any) -> None:

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -79,6 +80,8 @@ def retinanet() -> Training:
     return Training(model, network, images, labels)
 
 
-TRAININGS = {Made("example detector", lambda seed: example_detector()): "sklearn"}  # and the module it needs
-if DEVICE == "cuda":
-    TRAININGS[Made("RetinaNet-R50", lambda seed: retinanet())] = "torchvision"
+TRAININGS = []
+if find_spec("sklearn"):  # the scenes are made of its digits
+    TRAININGS.append(Made("example detector", lambda seed: example_detector()))
+if DEVICE == "cuda" and find_spec("torchvision"):
+    TRAININGS.append(Made("RetinaNet-R50", lambda seed: retinanet()))

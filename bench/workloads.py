@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ class Problem:
 
     leaf: Tensor
     given: dict[str, Tensor]
-    groups: list[Any] = field(default_factory=lambda: [slice(None)])  # masks within which gradients are compared
     info: dict[str, Any] = field(default_factory=dict)  # what a row of results says about it
 
     def loss_and_gradient(self, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -48,18 +47,24 @@ class Problem:
         given = {name: x.double() if x.is_floating_point() else x for name, x in self.given.items()}
         return Problem(self.leaf.double(), given)
 
+    def groups(self) -> list[Any]:
+        """Within which gradients are compared: masks of the positives and of the others; of boxes, everything."""
+        if "positions" not in self.given:
+            return [slice(None)]
+        positive = torch.zeros(self.leaf.shape, dtype=torch.bool, device=DEVICE)
+        positive.view(-1)[self.given["positions"]] = True
+        return [positive, ~positive]
+
 
 def detection(logits: Tensor, labels: Tensor, iou: Tensor, as_labels: bool) -> Problem:
     """Logits [..., C] with labels [...], 0..C-1 or C for background, and the IoU [P] of its positives."""
     num_classes, positions = logits.shape[-1], find_positions(logits, labels)
-    dense = torch.zeros(logits.shape, device=DEVICE)
-    dense.view(-1)[positions] = 1.0
     iou_per_anchor = iou.new_zeros(labels.shape)
     iou_per_anchor.view(-1)[positions // num_classes] = iou
     low = 100 * iou.unsqueeze(1) * iou.new_tensor([1.0, 2.0])
     boxes = torch.cat([low, low + 20], 1)
     given = {
-        "targets": labels if as_labels else dense,  # of our losses
+        "targets": labels if as_labels else dense_targets(logits, labels),  # of our losses
         "labels": labels,
         "softmax_labels": labels.clamp(max=num_classes - 1),  # the last channel is the background
         "positions": positions,
@@ -71,7 +76,7 @@ def detection(logits: Tensor, labels: Tensor, iou: Tensor, as_labels: bool) -> P
         "boxes": boxes + 10 * (1 - iou.unsqueeze(1)),  # moved so that their IoU varies
     }
     info = {"logits": logits.numel(), "positives": iou.numel(), "classes": num_classes}
-    return Problem(logits, given, [dense > 0, dense == 0], info)
+    return Problem(logits, given, info)
 
 
 def find_positions(logits: Tensor, labels: Tensor) -> Tensor:
@@ -81,27 +86,26 @@ def find_positions(logits: Tensor, labels: Tensor) -> Tensor:
     return anchors * logits.shape[-1] + labels[anchors]
 
 
+def dense_targets(logits: Tensor, labels: Tensor) -> Tensor:
+    targets = torch.zeros(logits.shape, device=DEVICE)
+    targets.view(-1)[find_positions(logits, labels)] = 1.0
+    return targets
+
+
 @dataclass(frozen=True)
 class Workload:
     """Logits [..., C] and which of them are positives."""
 
-    name: str
+    name: str  # on an axis of the scaling suite "axis=place"
     shape: tuple[int, ...]
     num_positives: int
     scores: str
     relevant: float | None = None  # share of the negatives that matter; the lowest positive is placed for it
     dtype: torch.dtype = torch.float32
     labels: bool = False  # targets as labels; else dense
-    axis: str = ""  # of the scaling suite
-    at: float = 0.0  # the place on it
 
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def num_pairs(self) -> int:
-        """Of a positive and a logit."""
-        return self.num_positives * torch.Size(self.shape).numel()
 
     def quick(self) -> "Workload":
         """The same at a tiny size."""
@@ -109,7 +113,7 @@ class Workload:
         relevant = None if self.relevant is None else max(self.relevant, 0.3)  # of few negatives, enough for buckets
         return replace(self, shape=shape, num_positives=min(self.num_positives, 40), relevant=relevant)
 
-    def problem(self, seed: int = 0) -> Problem:
+    def problem(self, seed: int) -> Problem:
         """The workload's `seed`-th drawing."""
         # Generated where it is used: on a GPU the largest would take minutes to generate on the host.
         generator = torch.Generator(DEVICE).manual_seed(1000 + seed)
@@ -132,9 +136,10 @@ class Workload:
             logits = (4 * logits).round_() / 4
         iou = torch.rand(anchors.shape, generator=generator, device=DEVICE) * 0.95 + 0.05
         problem = detection(logits.to(self.dtype), labels.view(self.shape[:-1]), iou, self.labels)
-        positive, negative = problem.groups
-        relevant = int((logits[negative] >= logits[positive].min() - REACH).sum())
-        problem.info |= {"relevant": relevant} | ({"axis": self.axis, "at": self.at} if self.axis else {})
+        relevant = logits >= logits.view(-1)[problem.given["positions"]].min() - REACH
+        problem.info["relevant"] = int(relevant.sum()) - self.num_positives
+        axis, _, at = self.name.partition("=")
+        problem.info |= {"axis": axis, "at": float(at)} if at else {}
         return problem
 
 
@@ -146,21 +151,14 @@ def boxes(num_boxes: int, seed: int) -> Problem:
     return Problem(torch.cat([low + shift / 4, low + shift / 4 + 4 + growth], 1), {"target_boxes": target})
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """A workload that has one size."""
 
     name: str
-    make: Callable[[int], Problem]  # of a seed
+    problem: Callable[[int], Problem]  # of a seed
 
     def __str__(self) -> str:
         return self.name
-
-    def quick(self) -> "Made":
-        return self
-
-    def problem(self, seed: int = 0) -> Problem:
-        return self.make(seed)
 
 
 MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
@@ -196,11 +194,9 @@ RANKING = {
         Workload("edges", (320_000, 1), 100_000, "hard"),
     ),
 }[DEVICE]
-_LARGE = replace(MILLION, name="million", labels=True) if DEVICE == "cpu" else replace(RETINANET, name="retinanet")
-POINTWISE = [
-    replace(_LARGE, scores="trained"),
-    replace(_LARGE, name=f"{_LARGE.name}-bf16", scores="trained", dtype=torch.bfloat16),
-]
+_MANY = replace(MILLION, name="million", labels=True) if DEVICE == "cpu" else replace(RETINANET, name="retinanet")
+_MANY = replace(_MANY, scores="trained")
+POINTWISE = [_MANY, replace(_MANY, name=f"{_MANY.name}-bf16", dtype=torch.bfloat16)]
 BOXES = Made("boxes", partial(boxes, 2**18 if DEVICE == "cpu" else 2**24))
 
 
@@ -211,10 +207,10 @@ def scaling() -> list[Workload]:
     growth = replace(base, shape=(200_000, 80) if on_gpu else (10_000, 10), scores="mixed")
     shares = replace(base, shape=(200_000 if on_gpu else 12_500, 80), scores="trained")
     decades = (1e5, 1e6, 1e7, 1e8, 1e9) if on_gpu else (1e4, 1e5, 1e6, 4e6)
-    points = [
-        *(("negatives", n, replace(base, shape=(round(n / 80), 80))) for n in decades),
-        *(("positives", p, replace(growth, num_positives=p)) for p in (128, 512, 2048, 8192)),
-        *(("relevant", share, replace(shares, relevant=share)) for share in (0.001, 0.01, 0.1, 0.3, 0.6, 0.99)),
-        *(("classes", c, replace(base, shape=(base.shape[0], c))) for c in (1, 20, 80, 365, 1203)),
-    ]
-    return [replace(point, name=f"{axis}={at:g}", axis=axis, at=at) for axis, at, point in points]
+    points = {
+        **{f"negatives={n:g}": replace(base, shape=(round(n / 80), 80)) for n in decades},
+        **{f"positives={p}": replace(growth, num_positives=p) for p in (128, 512, 2048, 8192)},
+        **{f"relevant={share}": replace(shares, relevant=share) for share in (0.001, 0.01, 0.1, 0.3, 0.6, 0.99)},
+        **{f"classes={c}": replace(base, shape=(base.shape[0], c)) for c in (1, 20, 80, 365, 1203)},
+    }
+    return [replace(point, name=name) for name, point in points.items()]

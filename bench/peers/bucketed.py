@@ -6,7 +6,7 @@ members. For delta = 0 no member of a bucket is ranked differently from its mean
 mean stands for scores on both sides of a kink of H, which is approximate. Its AP form has no interpolation.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,56 +48,46 @@ class SearchedBuckets(Buckets):
         return of_buckets[self.bucket]
 
 
-def relate(make_buckets: type[Buckets], positives: Tensor, negatives: Tensor, delta: float) -> tuple[Any, ...]:
-    """(buckets, H(bucket - p_i) [P, P + 1], H(p_k - p_i) [P, P], number of negatives above [P])."""
-    buckets = make_buckets(positives, negatives)
-    above = step_(buckets.means[None, :] - positives[:, None], delta)
-    among = step_(positives[None, :] - positives[:, None], delta)
-    return buckets, above, among, above @ buckets.sizes.to(above.dtype)
+def formulas(make_buckets: type[Buckets]) -> dict[str, Formula]:
+    """By loss."""
+
+    def of(formula: Callable[..., Update]) -> Formula:
+        def meet_buckets(positives: Tensor, negatives: Tensor, *values_and_delta: Any) -> Update:
+            *values, delta = values_and_delta
+            buckets = make_buckets(positives, negatives)
+            above = step_(buckets.means[None, :] - positives[:, None], delta)
+            among = step_(positives[None, :] - positives[:, None], delta)
+            losses, update, shares = formula(positives, among, above @ buckets.sizes.to(above.dtype), *values)
+            return losses, update, buckets.to_negatives(shares @ above)
+
+        return meet_buckets
+
+    return {formula.__name__: of(formula) for formula in (ap, alrp, rank_sort)}
 
 
-def ap(make_buckets: type[Buckets], positives: Tensor, negatives: Tensor, delta: float) -> Update:
-    """AP Loss."""
-    buckets, above, among, num_above = relate(make_buckets, positives, negatives, delta)
+# Each of positives [P], H(p_k - p_i) [P, P] and the number of negatives above [P]: the losses, the update of the
+# positives, and what each of them adds to a negative above it.
+def ap(positives: Tensor, among: Tensor, num_above: Tensor) -> Update:
     rank = among.fill_diagonal_(1).sum(1) + num_above
-    num = positives.numel()
     error = num_above / rank
-    return (error.mean(),), -error / num, buckets.to_negatives((1 / rank / num) @ above)
+    return (error.mean(),), -error / positives.numel(), 1 / rank / positives.numel()
 
 
-def alrp(
-    make_buckets: type[Buckets], positives: Tensor, negatives: Tensor, errors: Tensor, delta: float, eps: float = 1e-5
-) -> Update:
-    """(classification, localization) of aLRP Loss."""
-    buckets, above, among, num_above = relate(make_buckets, positives, negatives, delta)
-    among.fill_diagonal_(0)
-    rank = among.sum(1) + 1 + num_above
-    error = torch.where(num_above > eps, (num_above + among @ errors) / rank / positives.numel(), 0)
-    shares = torch.where(num_above > eps, error / num_above, 0)
+def alrp(positives: Tensor, among: Tensor, num_above: Tensor, errors: Tensor, eps: float = 1e-5) -> Update:
+    rank = among.fill_diagonal_(0).sum(1) + 1 + num_above
+    share = torch.where(num_above > eps, (num_above + among @ errors) / rank / positives.numel(), 0)
     losses = (num_above / rank).mean(), localization(positives, errors, rank)
-    return losses, -error, buckets.to_negatives(shares @ above)
+    return losses, -share, torch.where(num_above > eps, share / num_above, 0)
 
 
-def rank_sort(
-    make_buckets: type[Buckets], positives: Tensor, negatives: Tensor, iou: Tensor, delta: float, eps: float = 1e-10
-) -> Update:
-    """(ranking, sorting) of Rank & Sort Loss."""
-    buckets, above, among, num_above = relate(make_buckets, positives, negatives, delta)
-    num = positives.numel()
+def rank_sort(positives: Tensor, among: Tensor, num_above: Tensor, iou: Tensor, eps: float = 1e-10) -> Update:
     ranking = num_above / (among.sum(1) + num_above)
-    error = torch.where(num_above > eps, ranking / num, 0)
-    shares = torch.where(num_above > eps, error / num_above, 0)
-
+    share = torch.where(num_above > eps, ranking / positives.numel(), 0)
     in_order = among * (iou[None, :] >= iou[:, None])
     missorted = among - in_order
     sorting = among @ (1 - iou) / among.sum(1) - in_order @ (1 - iou) / in_order.sum(1)
     num_missorted = missorted.sum(1)
     moved_up = torch.where(num_missorted > eps, sorting, 0)
     moved_down = torch.where(num_missorted > eps, sorting / num_missorted, 0) @ missorted
-    update = (moved_down - moved_up) / num - error
-    return (ranking.mean(), sorting.mean()), update, buckets.to_negatives(shares @ above)
-
-
-def formulas(make_buckets: type[Buckets]) -> dict[str, Formula]:
-    """By loss."""
-    return {formula.__name__: partial(formula, make_buckets) for formula in (ap, alrp, rank_sort)}
+    update = (moved_down - moved_up) / positives.numel() - share
+    return (ranking.mean(), sorting.mean()), update, torch.where(num_above > eps, share / num_above, 0)

@@ -19,48 +19,43 @@ from .ranking import wide
 NOTHING = -100.0  # its focal loss is below 1e-80
 
 
-def one_hot(x: Tensor, labels: Tensor) -> Tensor:
+def one_hot(x: Tensor, given: Given) -> Tensor:
     """Where the positives are, [..., C]."""
-    return labels.unsqueeze(-1) == torch.arange(x.shape[-1], device=x.device)
+    return given["labels"].unsqueeze(-1) == torch.arange(x.shape[-1], device=x.device)
 
 
 def cut(logits: Tensor, given: Given) -> tuple[Tensor, Tensor]:
     """(positives [P], logits of which those of positives are NOTHING)."""
     x = wide(logits)
-    return x.reshape(-1)[given["positions"]], x.masked_fill(one_hot(x, given["labels"]), NOTHING).reshape(-1)
+    return x.reshape(-1)[given["positions"]], x.masked_fill(one_hot(x, given), NOTHING).reshape(-1)
 
 
 def sigmoid_focal(logits: Tensor, given: Given) -> Tensor:
     """As torchvision writes it: the yardstick, which one-stage detectors already pay."""
     x = wide(logits)
-    targets, p = one_hot(x, given["labels"]).to(x.dtype), torch.sigmoid(x)
+    targets, p = one_hot(x, given).to(x.dtype), torch.sigmoid(x)
     ce = binary_cross_entropy_with_logits(x, targets, reduction="none")
     p_t = p * targets + (1 - p) * (1 - targets)
-    terms = (0.25 * targets + (1 - 0.25) * (1 - targets)) * ce * (1 - p_t) ** 2
-    return terms.sum() / given["num_positives"]
+    return ((0.25 * targets + 0.75 * (1 - targets)) * ce * (1 - p_t) ** 2).sum() / given["num_positives"]
 
 
 def iou_balanced_focal(logits: Tensor, given: Given) -> Tensor:
-    return iou_balanced.iou_balanced_focal_loss(
-        *cut(logits, given), given["iou"], 1.5, 0.25, 2.0, given["num_positives"]
-    )
+    positives, negatives = cut(logits, given)
+    iou, num_positives = given["iou"], given["num_positives"]
+    return iou_balanced.iou_balanced_focal_loss(positives, negatives, iou, 1.5, 0.25, 2.0, num_positives)
 
 
 def iou_balanced_cross_entropy(logits: Tensor, given: Given) -> Tensor:
-    x, labels, iou = (
-        wide(logits).flatten(0, -2),
-        given["softmax_labels"].reshape(-1),
-        given["iou_per_anchor"].reshape(-1),
-    )
+    x, labels, iou = wide(logits).flatten(0, -2), given["softmax_labels"].flatten(), given["iou_per_anchor"].flatten()
     return iou_balanced.iou_balanced_cross_entropy_loss(x, labels, iou, 1.5, x.shape[1] - 1, given["num_samples"])
 
 
-def dr(logits: Tensor, given: Given, L: float = 6.0, tau: float = 4.0) -> Tensor:
+def dr(logits: Tensor, given: Given) -> Tensor:
     x = wide(logits)
-    is_positive, p = one_hot(x, given["labels"]).reshape(-1), torch.sigmoid(x).reshape(-1)
+    is_positive, p = one_hot(x, given).reshape(-1), torch.sigmoid(x).reshape(-1)
     q_of_positives = torch.where(is_positive, -p, -torch.inf).softmax(0)
     q_of_negatives = torch.where(is_positive, -torch.inf, p * (math.log(3.5) / 0.1)).softmax(0)
-    return tau / L * softplus(L * ((q_of_negatives * p).sum() - (q_of_positives * p).sum() + 0.5))
+    return 4 / 6 * softplus(6 * ((q_of_negatives * p).sum() - (q_of_positives * p).sum() + 0.5))
 
 
 def harmonic_focal(logits: Tensor, given: Given) -> Tensor:
@@ -71,12 +66,3 @@ def harmonic_focal(logits: Tensor, given: Given) -> Tensor:
 
 def giou(pred_boxes: Tensor, given: Given) -> Tensor:
     return boxes.generalized_box_iou_loss(pred_boxes, given["target_boxes"]).sum()
-
-
-FORMULAS = {
-    "iou_balanced_focal": iou_balanced_focal,
-    "iou_balanced_cross_entropy": iou_balanced_cross_entropy,
-    "dr": dr,
-    "harmonic": harmonic_focal,
-    "giou": giou,
-}

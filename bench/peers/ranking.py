@@ -5,12 +5,13 @@ values [P] of the positives where the loss has any, and delta; it returns the lo
 that of the negatives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Update = tuple[tuple[Tensor, ...], Tensor, Tensor]
+Update = tuple[Sequence[Tensor], Tensor, Tensor]
 Formula = Callable[..., Update]
 
 
@@ -24,9 +25,7 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def ranking_losses(
-    formula: Formula, logits: Tensor, targets: Tensor, values: Tensor | None, delta: float
-) -> tuple[Tensor, ...]:
+def ranking_losses(formula: Formula, logits: Tensor, targets: Tensor, values: Sequence[Tensor], delta: float) -> Any:
     """Losses of `formula`, connected to `logits`; dense `targets`: > 0 positive, 0 negative, below 0 ignored."""
     with torch.no_grad():
         scores, targets = wide(logits).reshape(-1), targets.reshape(-1)
@@ -34,8 +33,7 @@ def ranking_losses(
         positives = scores[at_positives]
         # A negative that scores below min(p) - delta moves nothing.
         at_negatives = ((targets == 0) & (scores >= positives.min() - delta)).nonzero().squeeze(1)
-        of_positives = () if values is None else (values.to(scores.dtype),)
-        losses, update, carried = formula(positives, scores[at_negatives], *of_positives, delta)
+        losses, update, carried = formula(positives, scores[at_negatives], *(x.to(scores) for x in values), delta)
         gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
         gradient.view(-1)[at_positives] = update.to(gradient.dtype)
         gradient.view(-1)[at_negatives] = carried.to(gradient.dtype)
@@ -49,20 +47,16 @@ class StoredUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, gradient: Tensor, *losses: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor, *losses: Tensor) -> Any:
         ctx.save_for_backward(gradient)
         return tuple(loss.clone() for loss in losses)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, *(None for _ in others)
+    def backward(ctx: Any, upstream: Tensor, *others: Tensor) -> Any:
+        return ctx.saved_tensors[0] * upstream, None, None, *(None for _ in others)
 
 
 def localization(positives: Tensor, errors: Tensor, rank: Tensor) -> Tensor:
-    """aLRP's localization part: the errors of the positives from the best score down, over the rank reached there.
-
-    Equal scores are taken in the order in which the sort leaves them.
-    """
+    """aLRP's localization part: errors from the best score down, over the rank reached there; ties as they come."""
     down = positives.argsort().flip(0)
     return (errors[down].cumsum(0) / rank[down]).mean()

@@ -4,7 +4,7 @@ from torch import Tensor
 
 import triton_rankloss as rankloss
 
-from ..workloads import find_positions
+from ..workloads import dense_targets
 from . import OURS, Given, Loss, Peer, bucketed, loop, pointwise, vectorized
 from .ranking import Formula, ranking_losses
 from .vectorized import compiled
@@ -32,41 +32,39 @@ RANKING = {
     "vectorized": vectorized.formulas(vectorized.BLOCKS),
     "vectorized-compiled": vectorized.formulas(vectorized.FUSED),
 }
+POINTWISE: dict[str, Loss] = {
+    "iou_balanced_focal": pointwise.iou_balanced_focal,
+    "iou_balanced_cross_entropy": pointwise.iou_balanced_cross_entropy,
+    "dr": pointwise.dr,
+    "harmonic": pointwise.harmonic_focal,
+    "giou": pointwise.giou,
+}
 # Another loss: what every detector already pays.
 YARDSTICK = Peer("torchvision-focal", pointwise.sigmoid_focal, truth=pointwise.sigmoid_focal)
 
 
 def ranking_loss(loss: str, formula: Formula) -> Loss:
-    """The sum of the parts."""
+    """The sum of the parts. Peers take dense targets: one that is given labels has to make them, which counts."""
 
     def total(logits: Tensor, given: Given) -> Tensor:
-        values = {"ap": None, "alrp": 1 - given["iou"], "rank_sort": given["iou"]}[loss]
-        return sum(ranking_losses(formula, logits, dense(logits, given), values, 0.5 if loss == "rank_sort" else 1.0))
+        iou, targets = given["iou"], given["targets"]
+        targets = targets if targets.is_floating_point() else dense_targets(logits, targets)
+        values = {"ap": [], "alrp": [1 - iou], "rank_sort": [iou]}[loss]
+        return sum(ranking_losses(formula, logits, targets, values, 0.5 if loss == "rank_sort" else 1.0))
 
     return total
 
 
-def dense(logits: Tensor, given: Given) -> Tensor:
-    """Targets as the peers take them; a peer that is given labels has to make them, which counts."""
-    if given["targets"].is_floating_point():
-        return given["targets"]
-    targets = given["iou"].new_zeros(logits.shape)
-    targets.view(-1)[find_positions(logits, given["labels"])] = 1.0
-    return targets
-
-
 def truth_of(loss: str) -> Loss:
     """What is right, given float64: the matrix of all pairs, or the formula."""
-    formula = RANKING["vectorized"].get(loss)
-    return ranking_loss(loss, formula) if formula else pointwise.FORMULAS[loss]
+    return POINTWISE.get(loss) or ranking_loss(loss, RANKING["vectorized"][loss])
 
 
 def peers_of(loss: str) -> list[Peer]:
     """All implementations of a loss, ours first."""
-    ours = Peer(OURS, OUR_LOSSES[loss])
-    if loss in loop.FORMULAS:
+    ours, formula = Peer(OURS, OUR_LOSSES[loss]), POINTWISE.get(loss)
+    if formula is None:
         losses = {name: ranking_loss(loss, formulas[loss]) for name, formulas in RANKING.items()}
         return [ours, *(Peer(name, of, exact=not name.startswith("bucketed")) for name, of in losses.items())]
-    formula = pointwise.FORMULAS[loss]
-    others = [Peer("formula", formula), Peer("formula-compiled", lambda x, given: compiled(formula)(x, given))]
-    return [ours, *others, *([YARDSTICK] if loss != "giou" else [])]
+    fused = Peer("formula-compiled", lambda x, given: compiled(formula)(x, given))
+    return [ours, Peer("formula", formula), fused, *([YARDSTICK] if loss != "giou" else [])]

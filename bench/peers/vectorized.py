@@ -7,25 +7,24 @@ made of shifted and scaled scores; or compiled ones, in which the matrix exists 
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triton_rankloss.reference import alrp, ap, dense, rank_sort
 
-from .ranking import Formula, Update
+from ..turns import DEVICE
+from .ranking import Formula
 
-ELEMENTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # on a CPU what stays in a core's cache
+ELEMENTS_AT_ONCE = 2**18 if DEVICE == "cpu" else 2**27  # on a CPU what stays in a core's cache
 
 
 def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
     """sum_j m_j H(n_j - p_i), [P]; with masses the candidates are the positives, and need no blocks."""
     if masses is not None:
         return matrix(candidates, positives, delta) @ masses
-    total = torch.zeros_like(positives)
-    for block in blocks(candidates, positives):
-        total += matrix(block, positives, delta).sum(1)
-    return total
+    return sum(matrix(block, positives, delta).sum(1) for block in blocks(candidates, positives))
 
 
 def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: float) -> Tensor:
@@ -37,7 +36,7 @@ def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: flo
 
 
 def blocks(candidates: Tensor, positives: Tensor) -> tuple[Tensor, ...]:
-    return candidates.split(max(1, ELEMENTS_AT_ONCE[candidates.device.type] // positives.numel()))
+    return candidates.split(max(1, ELEMENTS_AT_ONCE // positives.numel()))
 
 
 def matrix(candidates: Tensor, positives: Tensor, delta: float) -> Tensor:
@@ -48,18 +47,13 @@ def matrix(candidates: Tensor, positives: Tensor, delta: float) -> Tensor:
     return torch.sub((candidates * scale)[None, :], (positives * scale - 0.5)[:, None]).clamp_(0, 1)
 
 
-def whole_count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
-    """The same for a compiler, which fuses the matrix into the sum over it; it would keep it for a product."""
-    above = dense.step(candidates[None, :] - positives[:, None], delta)
-    return (above if masses is None else above * masses).sum(1)
-
-
 def whole_transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: float) -> Tensor:
+    """As a sum, into which a compiler fuses the matrix; for a product it would keep it."""
     return (weights[:, None] * dense.step(candidates[None, :] - positives[:, None], delta)).sum(0)
 
 
 @cache
-def compiled(function):
+def compiled(function: Any) -> Any:
     """`function` compiled once, for every size."""
     # Past the limit a function runs in eager mode, without a word.
     torch._dynamo.config.recompile_limit = 64
@@ -67,25 +61,24 @@ def compiled(function):
 
 
 BLOCKS = SimpleNamespace(count=count, transport=transport)
-WHOLE = SimpleNamespace(count=whole_count, transport=whole_transport)
 FUSED = SimpleNamespace(
-    count=lambda *scores: compiled(whole_count)(*scores), transport=lambda *scores: compiled(whole_transport)(*scores)
+    count=lambda *scores: compiled(dense.count)(*scores), transport=lambda *scores: compiled(whole_transport)(*scores)
 )
 
 
-def formulas(engine: SimpleNamespace) -> dict[str, Formula]:
-    """By loss, with the products of `engine`."""
+def formulas(engine: Any) -> dict[str, Formula]:
+    """By loss, with the products of `engine`; aLRP Loss also makes the gradient of the errors, as ours does."""
 
-    def of_ap(positives: Tensor, negatives: Tensor, delta: float) -> Update:
-        loss, update, carried = ap.ap_loss(positives, negatives, delta, engine=engine)
-        return (loss,), update, carried
+    def of_rank_sort(*arguments: Any) -> Any:
+        *losses, ranking, carried, sorting = rank_sort.rank_sort_loss(*arguments, engine=engine)
+        return losses, ranking + sorting, carried
 
-    def of_alrp(positives: Tensor, negatives: Tensor, errors: Tensor, delta: float) -> Update:
-        *losses, update, carried, _ = alrp.alrp_loss(positives, negatives, errors, delta, engine=engine)
-        return tuple(losses), update, carried
+    return {
+        "ap": lambda *arguments: split(ap.ap_loss(*arguments, engine=engine), 1),
+        "alrp": lambda *arguments: split(alrp.alrp_loss(*arguments, engine=engine), 2),
+        "rank_sort": of_rank_sort,
+    }
 
-    def of_rank_sort(positives: Tensor, negatives: Tensor, iou: Tensor, delta: float) -> Update:
-        *losses, ranking, carried, sorting = rank_sort.rank_sort_loss(positives, negatives, iou, delta, engine=engine)
-        return tuple(losses), ranking + sorting, carried
 
-    return {"ap": of_ap, "alrp": of_alrp, "rank_sort": of_rank_sort}
+def split(found: tuple[Tensor, ...], num_losses: int) -> Any:
+    return found[:num_losses], found[num_losses], found[num_losses + 1]
