@@ -6,18 +6,22 @@ BIN := $(VENV)/bin
 # Two processes of one thread each are faster here than one of two, and the slowest file bounds the time.
 PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_ranking.py tests/test_blocks.py tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
-	tests/test_ahead_of_time.py tests/test_readme.py, $(wildcard tests/test_*.py))
+	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-torchvision test-transformers lint bench bench-compare gpu clean
+.PHONY: demo test test-installed test-interpreted test-torchvision test-transformers lint bench bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
 
-# First as installed (on a GPU, where there is one); then the losses again through the Triton kernels, interpreted.
-test: export OMP_NUM_THREADS = 1
-test: $(VENV)/installed
-	$(BIN)/python -m pytest tests $(PARALLEL)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
+test: test-installed test-interpreted
+
+# On a GPU, where there is one.
+test-installed: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PARALLEL)
+
+# The losses through the Triton kernels, on CPU tensors.
+test-interpreted: $(VENV)/installed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
 
 # In an environment of its own: torchvision has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
 test-torchvision: .venv-torchvision/installed
@@ -65,4 +69,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* out build *.egg-info
+	rm -rf $(VENV) .venv-* out build dist *.egg-info

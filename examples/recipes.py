@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 
 class Matches(NamedTuple):
@@ -32,7 +32,7 @@ class Recipe(nn.Module):
 
 def giou(matches: Matches) -> Tensor:
     """Mean GIoU loss of the positives."""
-    return trl.generalized_box_iou_loss(matches.boxes, matches.target_boxes, reduction="mean")
+    return rankloss.generalized_box_iou_loss(matches.boxes, matches.target_boxes, reduction="mean")
 
 
 class Focal(Recipe):
@@ -53,7 +53,7 @@ class AP(Recipe):
 
     def __init__(self):
         super().__init__()
-        self.loss = trl.APLoss()
+        self.loss = rankloss.APLoss()
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
@@ -65,7 +65,7 @@ class ALRP(Recipe):
 
     def __init__(self):
         super().__init__()
-        self.loss = trl.ALRPLoss()
+        self.loss = rankloss.ALRPLoss()
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
@@ -82,7 +82,7 @@ class RankSort(Recipe):
 
     def __init__(self):
         super().__init__()
-        self.loss = trl.RankSortLoss()
+        self.loss = rankloss.RankSortLoss()
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Ranking, sorting and box parts."""
@@ -103,7 +103,7 @@ class DR(Recipe):
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
-        return {"class": trl.dr_loss(matches.logits, matches.labels, per_image=True), "box": giou(matches)}
+        return {"class": rankloss.dr_loss(matches.logits, matches.labels, per_image=True), "box": giou(matches)}
 
 
 class IoUBalanced(Recipe):
@@ -112,10 +112,10 @@ class IoUBalanced(Recipe):
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
         with torch.no_grad():
-            iou = 1 - trl.box_iou_loss(matches.boxes, matches.target_boxes)
+            iou = 1 - rankloss.box_iou_loss(matches.boxes, matches.target_boxes)
         return {
-            "class": trl.iou_balanced_focal_loss(matches.logits, matches.labels, iou),
-            "box": trl.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, iou),
+            "class": rankloss.iou_balanced_focal_loss(matches.logits, matches.labels, iou),
+            "box": rankloss.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, iou),
         }
 
 
@@ -128,7 +128,7 @@ class Harmonic(Recipe):
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """The whole."""
-        loss = trl.harmonic_detection_loss(
+        loss = rankloss.harmonic_detection_loss(
             matches.logits,
             matches.labels,
             matches.boxes,

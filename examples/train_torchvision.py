@@ -21,18 +21,18 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from tqdm import trange
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 from triton_rankloss.integrations.torchvision import use_loss
 
 # The loss and, for losses of the classification alone, that of the boxes.
 LOSSES = {
     "focal": None,  # torchvision's own
-    "ap": lambda: (trl.APLoss(), trl.GeneralizedBoxIoULoss()),
-    "alrp": lambda: (trl.ALRPLoss(steps_per_epoch=100),),
-    "rank_sort": lambda: (trl.RankSortLoss(),),
-    "dr": lambda: (trl.DRLoss(per_image=True), trl.GeneralizedBoxIoULoss()),
-    "iou_balanced": lambda: (trl.IoUBalancedFocalLoss(), trl.IoUBalancedSmoothL1Loss()),
-    "harmonic": lambda: (trl.HarmonicDetectionLoss(classification="focal"),),
+    "ap": lambda: (rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss()),
+    "alrp": lambda: (rankloss.ALRPLoss(steps_per_epoch=100),),
+    "rank_sort": lambda: (rankloss.RankSortLoss(),),
+    "dr": lambda: (rankloss.DRLoss(per_image=True), rankloss.GeneralizedBoxIoULoss()),
+    "iou_balanced": lambda: (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss()),
+    "harmonic": lambda: (rankloss.HarmonicDetectionLoss(classification="focal"),),
 }
 
 

@@ -19,15 +19,15 @@ from torch import Tensor
 from tqdm import trange
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 from triton_rankloss.integrations.transformers import use_loss
 
 LOSSES = {
     "varifocal": None,  # RT-DETR's own
-    "ap": trl.APLoss,
-    "rank_sort": trl.RankSortLoss,
-    "dr": trl.DRLoss,
-    "iou_balanced": trl.IoUBalancedFocalLoss,
+    "ap": rankloss.APLoss,
+    "rank_sort": rankloss.RankSortLoss,
+    "dr": rankloss.DRLoss,
+    "iou_balanced": rankloss.IoUBalancedFocalLoss,
 }
 
 

@@ -10,60 +10,59 @@ localization is differentiable in e, with rank held constant. The update of the 
     d/dn_j = sum_i w_i H(n_j - p_i),   w_i = f_i / (b_i |P|)
 """
 
+from types import ModuleType
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .ap import positives_ranked_above
-from .ranking import count, step, transport
-from .scopes import (
-    Ranking,
-    Scope,
-    combine,
-    negatives_above,
-    own_gradient,
-    own_positions,
-    split,
-    values_by_scope,
-)
-from .targets import check_per_positive
+from . import dense
+from .ap import rank_among_positives
 
 
-def forward(
-    logits: Tensor, targets: Tensor, localization_errors: Tensor, delta: float, eps: float, per_image: bool,
-    group: str | None = None,
-) -> tuple[Ranking, Tensor]:  # fmt: skip
-    """(classification, localization) of every scope, averaged, with the state for backward.
+class ALRPError(NamedTuple):
+    """What the positives say before anything is carried to the negatives."""
 
-    The tensor beside it, [P], is the gradient of the localization part with respect to the error of each positive.
-    """
-    batch = split(logits, targets, delta, per_image, group, "alrp_loss", eps=eps)
-    errors = check_per_positive(localization_errors, own_positions(batch), "localization_errors")
-    terms, error_gradients = [], []
-    for scope, scope_errors in zip(batch.scopes, values_by_scope(errors, batch), strict=True):
-        term, error_gradient = alrp_error(scope, scope_errors, delta, eps)
-        terms.append(term)
-        error_gradients.append(error_gradient)
-    ranking = combine(batch, terms, logits)
-    return ranking, own_gradient(torch.cat(error_gradients), batch).to(ranking.losses.dtype)
+    classification: Tensor
+    localization: Tensor
+    update: Tensor  # of the positives, [P]
+    weights: Tensor  # w [P]
+    grad_errors: Tensor  # gradient of the localization part in e, [P]
 
 
-def alrp_error(scope: Scope, errors: Tensor, delta: float, eps: float) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """((losses [2], weights [P], updates [1, P]), gradient of the localization part in e [P]) of one scope."""
-    positives = scope.positives
-    num_positives = positives.numel()
-    if num_positives == 0:
-        return (positives.new_zeros(2), positives, positives.unsqueeze(0)), positives
-    above = negatives_above(scope, delta)
-    among_positives = positives_ranked_above(positives, delta)
-    rank = among_positives + above
+def alrp_loss(
+    positives: Tensor,
+    negatives: Tensor,
+    errors: Tensor,
+    delta: float = 1.0,
+    eps: float = 1e-5,
+    engine: ModuleType = dense,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(classification, localization, update of the positives [P], of the negatives [N], gradient in the errors [P])."""
+    above = engine.count(negatives, positives, delta)
+    found = alrp_error(positives, above, errors, delta, eps, engine)
+    carried = engine.transport(negatives, positives, found.weights, delta)
+    return found.classification, found.localization, found.update, carried, found.grad_errors
 
-    own = step(positives.new_zeros(()), delta)
-    error_above = count(positives, positives, delta, masses=errors) - own * errors
-    share = torch.where(above <= eps, 0, (above + error_above) / rank / num_positives)
+
+def alrp_error(
+    positives: Tensor,
+    above: Tensor,
+    errors: Tensor,
+    delta: float,
+    eps: float,
+    engine: ModuleType,
+) -> ALRPError:
+    """Losses, update and weights of positives p [P] with b [P] negatives above them and errors e [P]."""
+    num_positives = max(1, positives.numel())
+    among = rank_among_positives(positives, delta, engine)
+    rank = among + above
+    itself = dense.step(positives.new_zeros(()), delta)
+    errors_above = engine.count(positives, positives, delta, errors) - itself * errors
+
+    share = torch.where(above <= eps, 0, (above + errors_above) / rank / num_positives)
     weights = torch.where(above <= eps, 0, share / above)
-
-    classification = 1 - (among_positives / rank).mean()
-    localization = (count(positives, positives, 0, masses=errors) / rank).mean()
-    error_gradient = transport(positives, positives, 1 / rank, 0) / num_positives
-    losses = torch.stack([classification, localization])
-    return (losses, weights, -share.unsqueeze(0)), error_gradient
+    classification = (above / rank).sum() / num_positives
+    localization = (engine.count(positives, positives, 0, errors) / rank).sum() / num_positives
+    grad_errors = engine.transport(positives, positives, 1 / rank, 0) / num_positives
+    return ALRPError(classification, localization, -share, weights, grad_errors)

@@ -12,46 +12,53 @@ The update that replaces the gradient hands the error 1 - q_i of each positive t
 which is 1 / ((a_i + b_i) |P|), times (1 - q_i) / (1 - prec_i) where the interpolation raised the precision.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from .ranking import count, step
-from .scopes import Ranking, Scope, combine, negatives_above, split
+from . import dense
 
 
-def forward(
-    logits: Tensor, targets: Tensor, delta: float, interpolate: bool, per_image: bool, group: str | None = None
-) -> Ranking:
-    """AP loss of every scope, averaged, with the state for backward."""
-    batch = split(logits, targets, delta, per_image, group, "ap_loss", interpolate=interpolate)
-    return combine(batch, [ap_error(scope, delta, interpolate) for scope in batch.scopes], logits)
+def ap_loss(
+    positives: Tensor,
+    negatives: Tensor,
+    delta: float = 1.0,
+    interpolate: bool = True,
+    engine: ModuleType = dense,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, update of the positives [P], update of the negatives [N])."""
+    above = engine.count(negatives, positives, delta)
+    loss, update, weights = ap_error(positives, above, delta, interpolate, engine)
+    return loss, update, engine.transport(negatives, positives, weights, delta)
 
 
-def ap_error(scope: Scope, delta: float, interpolate: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss [1], weights [P], updates [1, P]) of one scope."""
-    positives = scope.positives
-    if positives.numel() == 0:
-        return positives.new_zeros(1), positives, positives.unsqueeze(0)
-    above = negatives_above(scope, delta)
-    among_positives = positives_ranked_above(positives, delta)
-    precision = among_positives / (among_positives + above)
-    interpolated = running_maximum(positives, precision) if interpolate else precision
-    share = (1 - interpolated) / positives.numel()
-    weights = share / above
+def ap_error(
+    positives: Tensor,
+    above: Tensor,
+    delta: float,
+    interpolate: bool,
+    engine: ModuleType,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, update of the positives [P], weights w [P]) of positives p [P] with b [P] negatives above them."""
+    among = rank_among_positives(positives, delta, engine)
+    precision = among / (among + above)
+    if interpolate:
+        precision = running_maximum(positives, precision)
+    error = (1 - precision) / max(1, positives.numel())
     # b_i = 0 leaves prec_i = 1: no error, and nothing to hand it to.
-    weights = torch.where(above == 0, 0, weights)
-    return share.sum().unsqueeze(0), weights, -share.unsqueeze(0)
+    return error.sum(), -error, torch.where(above == 0, 0, error / above)
 
 
-def positives_ranked_above(positives: Tensor, delta: float) -> Tensor:
-    """a_i: the positive itself counts as 1, every other by H."""
-    own = step(positives.new_zeros(()), delta)
-    return count(positives, positives, delta) + (1 - own)
+def rank_among_positives(positives: Tensor, delta: float, engine: ModuleType) -> Tensor:
+    """a_i [P]: the positive itself counts as 1, every other by H."""
+    itself = dense.step(positives.new_zeros(()), delta)
+    return engine.count(positives, positives, delta) + (1 - itself)
 
 
 def running_maximum(positives: Tensor, precision: Tensor) -> Tensor:
-    """q_i: the best precision among the positives that score no higher than i."""
+    """q_i [P]: the best precision among the positives that score no higher than i."""
     order = positives.argsort(stable=True)
-    maximum = torch.empty_like(precision)
-    maximum[order] = precision[order].cummax(0).values
-    return maximum
+    best = torch.empty_like(precision)
+    best[order] = precision[order].cummax(0).values
+    return best

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 from triton_rankloss.__main__ import main
 from triton_rankloss.cli import check as checking
 from triton_rankloss.cli.cases import FORMS, SIZES, Case, cases
-from triton_rankloss.cli.dispatch import launcher, operators
+from triton_rankloss.cli.operators import launcher, operators
 
 sys.path.append(str(Path(__file__).parents[1]))
 from bench import gpu_run, gpu_summary
 
 CPU = torch.device("cpu")
-LOSSES = {name for name, value in vars(trl).items() if inspect.isfunction(value) and name.endswith("_loss")}
+LOSSES = {name for name, value in vars(rankloss).items() if inspect.isfunction(value) and name.endswith("_loss")}
 
 
 def test_every_public_loss_has_a_case():
@@ -130,7 +130,7 @@ SASS = """
 
 def test_innermost_loops_of_machine_code():
     pytest.importorskip("triton")
-    from triton_rankloss.cli.machine_code import innermost_loops, unrolled
+    from tools.machine_code import innermost_loops, unrolled
 
     assert innermost_loops(SASS) == [{"FFMA.SAT": 1, "FADD.SAT": 1}]
     assert unrolled({"FADD": 65, "FADD.SAT": 64, "FMUL": 1}, 64) == 1

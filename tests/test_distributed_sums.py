@@ -2,32 +2,32 @@
 
 import pytest
 import torch
-from cases import relative_error
+from cases import assert_close
 from processes import NUM_CLASSES, SHARDS, communicated_bytes, message_of, run, shard, shards
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 
 def dr(logits, labels, values, **options):
-    return trl.DRLoss(**options)(logits, labels)
+    return rankloss.DRLoss(**options)(logits, labels)
 
 
 def focal(logits, labels, values, avg_factor=None, **options):
-    return trl.IoUBalancedFocalLoss(**options)(logits, labels, values, avg_factor)
+    return rankloss.IoUBalancedFocalLoss(**options)(logits, labels, values, avg_factor)
 
 
 def bce(logits, labels, values, avg_factor=None, **options):
-    return trl.IoUBalancedBCELoss(**options)(logits, labels, values, avg_factor)
+    return rankloss.IoUBalancedBCELoss(**options)(logits, labels, values, avg_factor)
 
 
 def softmax(logits, labels, values, avg_factor=None, **options):
     rows = torch.cat([logits, logits.new_zeros(*logits.shape[:-1], 1)], -1)
-    return trl.IoUBalancedCrossEntropyLoss(**options)(rows, labels, values, avg_factor)
+    return rankloss.IoUBalancedCrossEntropyLoss(**options)(rows, labels, values, avg_factor)
 
 
 def smooth_l1(logits, labels, values, avg_factor=None, **options):
     pred = logits[(labels >= 0) & (labels < NUM_CLASSES)]
-    return trl.IoUBalancedSmoothL1Loss(**options)(pred, pred.detach() ** 2, values, avg_factor)
+    return rankloss.IoUBalancedSmoothL1Loss(**options)(pred, pred.detach() ** 2, values, avg_factor)
 
 
 def softmax_per_anchor(logits, labels, values, **options):
@@ -51,7 +51,6 @@ CASES = {
 }
 # Where lambda is 0.002, the last digit of a mean in float32 is 3e-5 of the gradient.
 DTYPES = {name: (torch.float64,) if "lambdas" in name else (torch.float32, torch.float64) for name in CASES}
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def without_positives(logits, labels, values):
@@ -110,7 +109,7 @@ def work(rank: int, world_size: int, group) -> dict:
     for name, choose in DISAGREEMENTS.items():
         loss, options = choose(rank)
         results[name] = message_of(lambda loss=loss, options=options: loss(*batch, **options, group=group))
-    results["ap"] = message_of(lambda: trl.ap_loss(*batch[:2], group=group) if rank else dr(*batch, group=group))
+    results["ap"] = message_of(lambda: rankloss.ap_loss(*batch[:2], group=group) if rank else dr(*batch, group=group))
     for loss in LOSSES:
         results["bytes", loss.__name__] = communicated_bytes(lambda loss=loss: loss(*batch, group=group))
     if world_size == 2:
@@ -120,7 +119,7 @@ def work(rank: int, world_size: int, group) -> dict:
 
 def smooth_l1_of_the_first(logits, labels, values, group):
     pred = logits.flatten(0, -2)[: len(values)]  # as many as there are positives; a mask's number is not known before
-    return trl.iou_balanced_smooth_l1_loss(pred, pred.detach() ** 2, values, group=group)
+    return rankloss.iou_balanced_smooth_l1_loss(pred, pred.detach() ** 2, values, group=group)
 
 
 def compiled(batch, loss, group):
@@ -150,12 +149,12 @@ def test_a_group_equals_one_process(ranks, name, form, dtype):
     assert expected.isnan() == (form is with_nan and not name.startswith("smooth"))
     for loss, _ in found:
         assert loss.dtype == expected.dtype
-        assert loss.item() == pytest.approx(expected.item(), rel=TOLERANCE[dtype], nan_ok=True)
+        assert_close(loss, expected)
     if form is with_nan:
         return
     # Gradients carry the number of ranks, which the mean of DistributedDataParallel takes out again.
     gradient = torch.cat([gradient for _, gradient in found]) / world_size
-    assert relative_error(gradient, expected_gradient) < TOLERANCE[dtype]
+    assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("name", [*DISAGREEMENTS, "ap"])
@@ -184,7 +183,7 @@ def test_compile_changes_nothing(ranks):
         pytest.skip("compiled with two ranks")
     for result in ranks[1]:
         for expected, gradient in result["compiled"]:
-            assert relative_error(gradient, expected) < 1e-6
+            assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,6 +1,10 @@
-"""The guides: snippets compile, links lead somewhere, overrides of frameworks that are not here run on stand-ins."""
+"""The pages: snippets compile, links lead somewhere, overrides of frameworks that are not here run on stand-ins.
+
+The loss that CONTRIBUTING.md adds is a loss, and the tree of the architecture page holds every file.
+"""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -8,22 +12,72 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-GUIDES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LEVELS = ((4, 4), (2, 2))
 IMAGES, ANCHORS, CLASSES = 2, 3, 5
 
 
 def snippets(name: str) -> list[str]:
-    guide = next(guide for guide in GUIDES if guide.name == name)
-    return re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL)
+    page = next(page for page in PAGES if page.name == name)
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
-def test_snippets_compile_and_links_lead_somewhere(guide):
-    for snippet in snippets(guide.name):
-        compile(snippet, guide.name, "exec")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", guide.read_text()):
-        assert (guide.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_compile_and_links_lead_somewhere(page):
+    text = page.read_text()
+    for snippet in snippets(page.name):
+        compile(snippet, page.name, "exec")
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    images = re.findall(r'src(?:set)?="(?!http)([^"]+)"', text)
+    for target in links + images:
+        assert (page.parent / target).exists(), target
+
+
+def test_the_tree_of_the_architecture_page_holds_every_file():
+    (tree,) = re.findall(r"```\n(triton_rankloss/\n.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
+    listed = {
+        folder: sorted(re.findall(r"^  (\S+)", files, flags=re.MULTILINE))
+        for folder, files in re.findall(r"^(\S+/)\n((?:  .*\n)+)", tree, flags=re.MULTILINE)
+    }
+    assert len(listed) == 8
+    assert listed == {
+        folder: sorted(file.name for file in (ROOT / folder).glob("*.py") if not file.name.startswith("__"))
+        for folder in listed
+    }
+
+
+ADDED_LOSS = """
+import re, sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import triton_rankloss.reference
+
+formula, loss, _ = re.findall(r"```python\\n(.*?)```", Path("CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+for name, code in (("triton_rankloss.reference.logistic", formula), ("triton_rankloss.logistic", loss)):
+    module = sys.modules[name] = ModuleType(name)
+    module.__package__ = name.rpartition(".")[0]
+    setattr(sys.modules[module.__package__], "logistic", module)
+    exec(compile(code, name, "exec"), vars(module))
+
+logits = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+labels = torch.tensor([[0, 3, 3, -1, 2], [1, 3, -1, 3, 0]])
+wanted = torch.nn.functional.one_hot(labels.clamp(min=0), 4)[..., :3].double()
+terms = torch.nn.functional.binary_cross_entropy_with_logits(2 * logits, wanted, reduction="none")
+expected = terms[labels >= 0].sum() / (2 * 4)
+found = torch.compile(module.LogisticLoss(scale=2.0), backend="eager", fullgraph=True)(logits, labels)
+torch.testing.assert_close(found, expected)
+torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
+"""
+
+
+def test_the_loss_that_contributing_adds():
+    # In a process of its own: an operator stays.
+    done = subprocess.run([sys.executable, "-c", ADDED_LOSS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def stand_in(monkeypatch, name: str, **contents) -> None:

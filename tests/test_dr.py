@@ -227,16 +227,31 @@ def test_strided_inputs(batch):
         assert relative_error(gradient, expected_gradient) < 1e-14
 
 
-def test_reference_forward_differentiates_to_its_backward(batch):
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("parameters", [(0.5, 1.0, 0.1, 6.0, 4.0), (0.2, 0.05, 2.0, 20.0, 1.0)])
+def test_autograd_of_the_formula(parameters, per_image, batch):
     logits, labels = batch
-    parameters, upstream = (0.5, 1.0, 0.1, 6.0, 4.0), torch.tensor(0.7, dtype=torch.float64, device=logits.device)
+    options = dict(zip(("margin", "pos_lambda", "neg_lambda", "L", "tau"), parameters))
     for targets in (labels, to_dense(labels)):
-        for per_image in (False, True):
-            leaf = logits.clone().requires_grad_()
-            loss, state = reference.dr_forward(leaf, targets, *parameters, per_image)
-            (expected,) = torch.autograd.grad(loss, leaf, upstream)
-            actual = reference.dr_backward(logits, targets, state, upstream, 1.0, 0.1)
-            assert relative_error(actual, expected) < 1e-12
+        leaf = logits.clone().requires_grad_()
+        scopes = zip(leaf, to_dense(labels)) if per_image else [(leaf, to_dense(labels))]
+        losses = [reference.dr_loss(x[dense > 0], x[dense == 0], *parameters) for x, dense in scopes]
+        expected = sum(losses) / (3 if per_image else 1)  # one of the images has no candidate
+        (expected_gradient,) = torch.autograd.grad(0.7 * expected, leaf)
+        loss, gradient = gradient_of(logits, targets, lambda *arguments, **options: 0.7 * trl.dr_loss(
+            *arguments, **options), per_image=per_image, **options)  # fmt: skip
+        assert loss.item() == pytest.approx(0.7 * expected.item(), rel=1e-12)
+        assert relative_error(gradient, expected_gradient) < 1e-11
+
+
+@pytest.mark.parametrize("k", [-5.0, 20.0])
+def test_sums_of_parts_add_up(k):
+    p = torch.rand(11, dtype=torch.float64)
+    parts = torch.stack([reference.tilted_sums(part, k) for part in (p[:3], p[:0], p[3:10], p[10:])], -1)
+    whole = reference.add_tilted_sums(parts, k)
+    assert reference.tilted_mean(whole, 0.0).item() == pytest.approx(((k * p).softmax(0) * p).sum().item(), rel=1e-14)
+    torch.testing.assert_close(whole, reference.tilted_sums(p, k), rtol=1e-14, atol=0)
+    assert reference.tilted_mean(reference.add_tilted_sums(parts[:, 1:2], k), 0.5) == 0.5
 
 
 LOGITS, LABELS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)

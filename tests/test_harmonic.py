@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 
 import triton_rankloss as trl
 from triton_rankloss.reference import harmonic as reference
+from triton_rankloss.targets import positive_positions
 
 NUM_CLASSES = 3
 activations = pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -259,20 +260,25 @@ def test_task_contrastive_loss_of_strided_and_nan_logits(activation, batch):
     assert torch.equal(gradient[~is_nan], expected[1][~is_nan])
 
 
-def test_reference_forward_differentiates_to_its_backward(batch):
-    logits, labels, _ = batch
-    for activation, background in (("sigmoid", None), ("softmax", -1)):
-        targets = labels if background is None else for_softmax(labels)
-        positions = reference.positions_of(logits, targets, background)
-        values, upstream = torch.rand(2, positions.numel(), dtype=torch.float64, device=logits.device)
-        expected = gradients_of(
-            lambda x, u: reference.task_contrastive_forward(x, positions, u, 0.2, activation),  # noqa: B023
-            (logits, values),
-            upstream,
-        )
-        actual = reference.task_contrastive_backward(logits, positions, values, upstream, 0.2, activation)
-        assert relative_error(actual[0], expected[1]) < 1e-12
-        assert relative_error(actual[1], expected[2]) < 1e-12
+@activations
+def test_task_contrastive_loss_is_that_of_the_reference(activation, batch):
+    logits, labels, iou = batch
+    background = -1 if activation == "softmax" else None
+    targets = labels if background is None else for_softmax(labels)
+    positions = positive_positions(logits, targets, background)
+    anchors, channels = positions // NUM_CLASSES, positions % NUM_CLASSES
+    upstream = torch.rand(positions.numel(), dtype=torch.float64, device=logits.device)
+
+    def formula(x, u):
+        rows, iou = x.flatten(0, 1)[anchors], u.flatten()[anchors]
+        return reference.task_contrastive_loss(rows, channels, iou, 0.2, activation)
+
+    expected = gradients_of(formula, (logits, iou), upstream)
+    actual = gradients_of(
+        lambda x, u: trl.task_contrastive_loss(x, targets, u, activation=activation), (logits, iou), upstream
+    )
+    for value, wanted in zip(actual, expected):
+        assert relative_error(value, wanted) < 1e-12
 
 
 LOGITS, LABELS, IOU, BOXES = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4), torch.ones(3, 4)
@@ -357,7 +363,7 @@ def test_double_backward_compile_and_autocast(batch):
 def test_operators(batch):
     logits, labels, iou = batch
     ops = torch.ops.triton_rankloss
-    positions = reference.positions_of(logits, labels, None)
+    positions = positive_positions(logits, labels, None)
     values = torch.rand(positions.numel(), device=logits.device, requires_grad=True)
     plain = values.detach()
     leaf = logits.clone().requires_grad_()

@@ -8,7 +8,9 @@ from cases import DTYPES, TOLERANCE, relative_error
 from torch.nn.functional import one_hot
 
 import triton_rankloss as trl
-from triton_rankloss.reference import harmonic as positive_reference, harmonic_detection as reference
+from triton_rankloss import harmonic_detection
+from triton_rankloss.reference import harmonic as reference
+from triton_rankloss.targets import negative_positions, positive_positions
 
 NUM_CLASSES = 3
 kinds = pytest.mark.parametrize("classification", ["bce", "focal", "softmax"])
@@ -133,6 +135,19 @@ def test_focal_parameters_and_forms_of_targets(device):
             assert relative_error(value, wanted) < 1e-11
 
 
+@kinds
+def test_blocks_of_any_size_say_the_same(classification, device, monkeypatch):
+    batch = Batch(classification, device)
+    forms = [batch.labels] if classification == "softmax" else [batch.labels, to_dense(batch.labels)]
+    for form in forms:
+        batch.labels = form
+        expected = batch.gradients(trl.harmonic_detection_loss)
+        monkeypatch.setattr(harmonic_detection, "BLOCK", 7)  # of 60 logits
+        for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss), expected):
+            assert relative_error(value, wanted) < 1e-14
+        monkeypatch.undo()
+
+
 def test_several_positives_in_an_anchor(device):
     # Flat, [N] with one channel per anchor, says the same as [2, 3].
     logits = torch.randn(2, 3, dtype=torch.float64, device=device)
@@ -214,11 +229,14 @@ def test_huge_logits(classification, dtype, device):
     labels = torch.tensor([0, 0, 1, 2, 3] if classification != "softmax" else [0, 0, 1, 2, 2], device=device)
     num = 4 if classification != "softmax" else 3
     pred = boxes(num).to(device).requires_grad_()
-    loss = trl.harmonic_detection_loss(logits, labels, pred, boxes(num).to(device), classification=classification,
-                                       task_contrastive_weight=1.0)  # fmt: skip
-    assert loss.isfinite()
-    for gradient in torch.autograd.grad(loss, (logits, pred)):
-        assert gradient.isfinite().all()
+    for gamma in (2.0, 0.5):  # a power below 1 of a probability that underflows has no finite derivative
+        options = {"focal_gamma": gamma, "task_contrastive_weight": 1.0}
+        loss = trl.harmonic_detection_loss(
+            logits, labels, pred, boxes(num).to(device), classification=classification, **options
+        )
+        assert loss.isfinite()
+        for gradient in torch.autograd.grad(loss, (logits, pred)):
+            assert gradient.isfinite().all()
 
 
 @kinds
@@ -260,28 +278,27 @@ def test_targets_get_no_gradient(device):
     assert not loss.requires_grad
 
 
-def test_reference_forward_differentiates_to_its_backward(device):
-    upstream = torch.tensor(0.7, dtype=torch.float64, device=device)
-    for kind, background in (("focal", None), ("softmax", -1)):
-        batch = Batch(kind, device)
-        positions = positive_reference.positions_of(batch.logits, batch.labels, background)
-        logits, pred, deltas = (t.clone().requires_grad_() for t in (batch.logits, batch.pred, batch.deltas))
-        boxes_and_deltas = (batch.target, deltas, batch.target_deltas)
-        loc = reference.localization_forward(pred, *boxes_and_deltas, 1.0, 1.5, 0.8, 1e-7)
-        activation, weights = ("softmax" if kind == "softmax" else "sigmoid"), (0.75, 0.25)
-        loss, scale, of_positives = reference.detection_forward(
-            logits, batch.labels, positions, loc, activation, -1, weights, 2.0, False, None
-        )
-        expected = torch.autograd.grad(loss, (logits, pred, deltas), upstream)
-        of_logits = reference.detection_backward(
-            batch.logits, batch.labels, positions, scale, of_positives[0], upstream, activation, -1, weights, 2.0
-        )
-        of_loc = of_positives[1] * upstream
-        of_boxes = reference.localization_backward(
-            batch.pred, batch.target, batch.deltas, batch.target_deltas, of_loc, 1.0, 1.5, 0.8, 1e-7
-        )
-        for actual, wanted in zip((of_logits, *of_boxes), expected):
-            assert relative_error(actual, wanted) < 1e-12
+@pytest.mark.parametrize("classification", ["focal", "softmax"])
+def test_the_loss_is_that_of_the_reference(classification, device):
+    batch = Batch(classification, device)
+    background = NUM_CLASSES - 1
+    positions = positive_positions(batch.logits, batch.labels, background if classification == "softmax" else None)
+    avg_factor = torch.tensor(float(batch.num_samples), dtype=torch.float64, device=device)
+
+    def formula(logits, labels, pred, target, *, classification, pred_deltas, target_deltas):
+        if classification == "softmax":
+            rows = logits.flatten(0, 1)
+            positives, negatives = rows[positions // NUM_CLASSES], rows[labels.flatten() == background]
+            c = reference.cross_entropies(positives, positions % NUM_CLASSES)
+            c_negatives = reference.cross_entropies(negatives, torch.full_like(negatives[:, 0], background).long())
+        else:
+            positives, negatives = logits.take(positions), logits.take(negative_positions(logits, labels))
+            c, c_negatives = 0.25 * reference.focal(positives, 2.0), 0.75 * reference.focal(-negatives, 2.0)
+        loc = reference.localization_loss(pred, target, pred_deltas, target_deltas, 1.0, 1.5, 0.8, 1e-7)
+        return reference.harmonic_detection_loss(c, c_negatives, loc, avg_factor)
+
+    for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss), batch.gradients(formula)):
+        assert relative_error(value, wanted) < 1e-12
 
 
 LOGITS, LABELS, BOXES, DELTAS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, 4), torch.ones(4, 5)
@@ -377,7 +394,7 @@ def test_operators(device):
     ops = torch.ops.triton_rankloss
     for kind, background in (("sigmoid", None), ("softmax", -1)):
         batch = Batch(kind, device)
-        positions = positive_reference.positions_of(batch.logits, batch.labels, background)
+        positions = positive_positions(batch.logits, batch.labels, background)
         leaf, pred = batch.logits.clone().requires_grad_(), batch.pred.clone().requires_grad_()
         loc = torch.rand(positions.numel(), device=device, requires_grad=True)
         rest = (kind, -1, 1.0, 1.0, 0.0)

@@ -331,17 +331,42 @@ def test_strided_inputs(kind, batch):
         assert relative_error(gradient, expected_gradient) < 1e-14
 
 
-def test_reference_forward_differentiates_to_its_backward(batch):
+@pytest.mark.parametrize("avg_factor", [None, 7.0])
+def test_autograd_of_the_formulas(avg_factor, batch):
     logits, labels, iou = batch
-    upstream = torch.tensor(0.7, dtype=torch.float64, device=logits.device)
-    for targets in (labels, to_dense(labels)):
-        leaf = logits.clone().requires_grad_()
-        loss, scale = reference.focal_forward(leaf, targets, iou, 1.5, (0.75, 0.25), 2.0, None)
-        (expected,) = torch.autograd.grad(loss, leaf, upstream)
-        actual = reference.focal_backward(logits, targets, iou, scale.detach(), upstream, 1.5, 2.0)
-        assert relative_error(actual, expected) < 1e-12
-    leaf = torch.cat([logits, logits[..., :1]], -1).requires_grad_()
-    loss, scale = reference.cross_entropy_forward(leaf, labels, iou, 1.5, -1, None)
-    (expected,) = torch.autograd.grad(loss, leaf, upstream)
-    actual = reference.cross_entropy_backward(leaf.detach(), labels, iou, scale.detach(), upstream, 1.5, -1)
-    assert relative_error(actual, expected) < 1e-12
+    dense, is_positive = to_dense(labels), (labels >= 0) & (labels < NUM_CLASSES)
+    num_positives = is_positive.sum().item()
+    leaf = logits.clone().requires_grad_()
+
+    def candidates():
+        return leaf[dense > 0], leaf[dense == 0], iou[is_positive], 1.5
+
+    rows, samples = torch.cat([logits, logits[..., :1]], -1).requires_grad_(), labels >= 0
+    pred, target = torch.randn(2, 12, 4, dtype=torch.float64, device=logits.device)
+    boxes, weights = pred.requires_grad_(), torch.rand(12, dtype=torch.float64, device=logits.device)
+    cases = [
+        (trl.iou_balanced_focal_loss, (leaf, labels, iou), num_positives,
+         lambda divisor: reference.iou_balanced_focal_loss(*candidates(), 0.25, 2.0, divisor)),
+        (trl.iou_balanced_bce_loss, (leaf, dense, iou), num_positives,
+         lambda divisor: reference.iou_balanced_bce_loss(*candidates(), divisor)),
+        (trl.iou_balanced_cross_entropy_loss, (rows, labels, iou), samples.sum().item(),
+         lambda divisor: reference.iou_balanced_cross_entropy_loss(
+             rows[samples], labels[samples], iou[samples], 1.5, NUM_CLASSES, divisor)),
+        (trl.iou_balanced_smooth_l1_loss, (boxes, target, weights), 12,
+         lambda divisor: reference.iou_balanced_smooth_l1_loss(boxes, target, weights, 1.5, 1.0, 1.0, divisor)),
+    ]  # fmt: skip
+    for loss, arguments, count, formula in cases:
+        value, expected = 0.7 * loss(*arguments, avg_factor=avg_factor), 0.7 * formula(avg_factor or count)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+        (gradient,), (expected_gradient,) = (torch.autograd.grad(x, arguments[0]) for x in (value, expected))
+        assert relative_error(gradient, expected_gradient) < 1e-12
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_smooth_l1_of_nan(beta, device):
+    pred = torch.tensor([[torch.nan, 1.0], [2.0, 3.0]], device=device)
+    loss, gradient = gradient_of(
+        trl.iou_balanced_smooth_l1_loss, pred, 0 * pred[1:].repeat(2, 1), pred[1] / 4, beta=beta
+    )
+    assert loss.isnan()
+    assert gradient.isnan().tolist() == [[True, False], [False, False]]

@@ -92,7 +92,7 @@ def test_modules_hand_boxes_on(batch, device):
 def test_boxes_go_through_the_fused_kernel(batch, device, interpreted, monkeypatch):
     if not interpreted and device.type != "cuda":
         pytest.skip("no kernels here")
-    from triton_rankloss.kernels import boxes
+    from triton_rankloss.kernels.pointwise import boxes
 
     launched, launch = [], boxes.box_loss
     monkeypatch.setattr(boxes, "box_loss", lambda *arguments: launched.append(arguments[2]) or launch(*arguments))

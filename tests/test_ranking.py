@@ -1,139 +1,273 @@
-"""The engine: count and transport against double loops over H, in every kind of score distribution."""
+"""Ranking: count and transport, the losses made of them against the dense reference, and the identities they obey."""
 
-import literal
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from cases import KINDS, relative_error, scores
+from cases import KINDS, assert_close, batch, dense as shuffled, scores
 from hypothesis import given, settings, strategies as st
-from literal import step
+from ranking_losses import LOSSES, evaluate, oracle
 
-import triton_rankloss as trl
-from triton_rankloss.reference import blocks, ranking
-from triton_rankloss.reference.kinks import Kinks
+import triton_rankloss as rankloss
+from triton_rankloss.reference import dense, sorted as sorted_engine
 
-
-def literal_count(candidates, positives, delta, masses=None):
-    masses = [1.0] * len(candidates) if masses is None else masses
-    return [sum(m * step(n - p, delta) for n, m in zip(candidates, masses, strict=True)) for p in positives]
-
-
-def literal_transport(candidates, positives, weights, delta):
-    return [sum(w * step(n - p, delta) for p, w in zip(positives, weights, strict=True)) for n in candidates]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+engines = pytest.mark.parametrize("engine", [dense, sorted_engine], ids=["dense", "sorted"])
+of_the_reference = pytest.mark.skipif(INTERPRETED, reason="the reference alone, which the first pass has tested")
+every_loss = pytest.mark.parametrize("name", LOSSES)
+EXAMPLES = 10 if INTERPRETED else 40
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_count_is_the_sum_over_pairs(kind, delta):
-    positives, negatives = scores(kind, 23, 211)
-    masses = torch.rand(211, dtype=torch.float64)
+# Count and transport
+
+
+@of_the_reference
+@engines
+def test_count_and_transport_by_hand(engine):
+    # delta = 1: H(x) = (x + 1) / 2 between -1 and 1. n - p = -2, -1, -0.5, 0, 1, 3 gives 0, 0, 1/4, 1/2, 1, 1.
+    positives, negatives = torch.zeros(1).double(), torch.tensor([-2, -1, -0.5, 0, 1, 3]).double()
+    h = [0, 0, 1 / 4, 1 / 2, 1, 1]
+    assert_close(dense.step(negatives, 1.0), h)
+    assert_close(engine.count(negatives, positives, 1.0), [sum(h)])
+    assert_close(engine.transport(negatives, positives, torch.tensor([4.0]).double(), 1.0), [4 * x for x in h])
+    # delta = 0: at or above. Positives 0 and 2 with weights 1 and 10; masses 1 to 6.
+    positives = torch.tensor([0, 2]).double()
+    assert_close(engine.count(negatives, positives, 0.0), [3, 1])
+    assert_close(engine.count(negatives, positives, 0.0, torch.arange(1, 7).double()), [4 + 5 + 6, 6])
+    assert_close(engine.transport(negatives, positives, torch.tensor([1, 10]).double(), 0.0), [0, 0, 0, 1, 1, 11])
+
+
+@of_the_reference
+@pytest.mark.parametrize("delta", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("kind", [*KINDS, "infinite"])
+def test_sorted_is_dense(kind, delta):
+    positives, negatives = scores("random" if kind == "infinite" else kind, 23, 211)
+    if kind == "infinite":  # what the losses make of infinities
+        positives[:2] = negatives[:5] = 2.0**40
+        positives[2:4] = negatives[5:9] = -(2.0**40)
+        delta = max(delta, 0.5) if delta > 0 else delta  # 2**40 is exact to 2**-12
+    masses, weights = torch.rand(211).double(), torch.rand(23).double()
     for m in (None, masses):
-        expected = literal_count(negatives.tolist(), positives.tolist(), delta, None if m is None else m.tolist())
-        counted = ranking.count(negatives, positives, delta, m)
-        torch.testing.assert_close(counted, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-12)
+        expected = dense.count(negatives, positives, delta, m)
+        assert_close(sorted_engine.count(negatives, positives, delta, m), expected, times=10, atol=1e-12, each=True)
+    for candidates in (negatives, positives, negatives[:1]):
+        expected = dense.transport(candidates, positives, weights, delta)
+        carried = sorted_engine.transport(candidates, positives, weights, delta)
+        assert_close(carried, expected, times=10, atol=1e-12, each=True)
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_transport_is_the_sum_over_pairs(kind, delta):
-    positives, negatives = scores(kind, 23, 211)
-    weights = torch.rand(23, dtype=torch.float64)
-    expected = literal_transport(negatives.tolist(), positives.tolist(), weights.tolist(), delta)
-    carried = ranking.transport(negatives, positives, weights, delta)
-    torch.testing.assert_close(carried, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-12)
-
-
+@of_the_reference
 def test_count_keeps_its_digits_when_scores_are_far_from_the_kinks():
     # One negative at the positive itself counts 1/2, whatever lies a million deltas away on either side.
     positives = torch.tensor([0.0, -1e6, 1e6], dtype=torch.float64)
     negatives = torch.tensor([0.0] + [-2e6] * 500 + [2e6] * 500, dtype=torch.float64)
-    counted = ranking.count(negatives, positives, 1.0)
-    assert counted.tolist() == pytest.approx([500.5, 501.0, 500.0], rel=1e-13)
+    assert_close(sorted_engine.count(negatives, positives, 1.0), [500.5, 501.0, 500.0], times=0.1, each=True)
+    # Where float32 has no number between p - delta and p + delta.
+    positives = torch.tensor([1e9], dtype=torch.float64)
+    candidates = positives + torch.tensor([-64.0, 0, 0, 64])
+    assert sorted_engine.count(candidates, positives, 1.0).tolist() == [0.5 + 0.5 + 1]
+    assert sorted_engine.transport(candidates, positives, positives.new_ones(1), 1.0).tolist() == [0, 0.5, 0.5, 1]
 
 
+@of_the_reference
+@engines
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.floats(-50, 50), min_size=1, max_size=8),
     st.lists(st.floats(-50, 50), min_size=0, max_size=12),
-    st.sampled_from([0.0, 0.25, 1.0, 7.0]),
+    st.sampled_from([0.0, 0.25, 0.3, 1.0, 7.0]),
 )
-def test_count_and_transport_are_transposes(p, n, delta):
+def test_count_and_transport_are_transposes(engine, p, n, delta):
     """sum_i w_i b_i(m) = sum_j m_j g_j(w), for every w and m: both are the matrix H, applied from its two sides."""
     positives, negatives = torch.tensor(p, dtype=torch.float64), torch.tensor(n, dtype=torch.float64)
     weights = torch.linspace(0.1, 1, len(p), dtype=torch.float64)
     masses = torch.linspace(1, 2, len(n), dtype=torch.float64)
-    from_count = (weights * ranking.count(negatives, positives, delta, masses)).sum()
-    from_transport = (masses * ranking.transport(negatives, positives, weights, delta)).sum()
-    assert from_count.item() == pytest.approx(from_transport.item(), rel=1e-9, abs=1e-9)
+    from_count = (weights * engine.count(negatives, positives, delta, masses)).sum()
+    from_transport = (masses * engine.transport(negatives, positives, weights, delta)).sum()
+    assert_close(from_count, from_transport, times=1000, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bins_agree_with_a_search(dtype):
-    kinks = torch.cat([torch.randn(50), torch.tensor([3.0] * 4), 1e6 * torch.randn(3)]).to(dtype).sort().values
-    candidates = torch.cat([torch.randn(2000).to(dtype), kinks, torch.tensor([-torch.inf, torch.inf], dtype=dtype)])
-    expected = torch.bucketize(candidates, kinks, right=True)
-    assert torch.equal(Kinks(kinks, 0.0, dtype).bins(candidates).long(), expected)
-
-
-def test_float16_scores_are_counted_exactly():
-    positives, negatives = scores("random", 40, 900)
-    half = negatives.half()
-    expected = ranking.count(half.double(), positives, 1.0)
-    assert relative_error(ranking.count(half.float(), positives, 1.0), expected) < 1e-12
-
-
+@of_the_reference
+@engines
 @pytest.mark.parametrize("delta", [0.0, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["dense", "labels"])
-def test_blocks_of_any_kind_add_up_to_ap_loss(form, kind, delta, monkeypatch):
-    # Blocks of 16 logits and grids of 12 cells: narrow blocks with one bin, mixed ones, masked and picked ones.
-    monkeypatch.setattr(blocks, "BLOCK", 16)
-    monkeypatch.setattr(Kinks, "_num_cells", 12)
-    num_anchors, num_classes = 40, 4
-    labels = torch.full((num_anchors,), num_classes)
-    labels[::5] = torch.arange(8) % num_classes
-    labels[7] = labels[23] = -1
-    positives, others = scores(kind, 8, num_anchors * num_classes)
-    logits = others.view(num_anchors, num_classes)
-    is_positive = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes + 1)[:, :num_classes].bool()
-    is_positive[labels < 0] = False
-    logits[is_positive] = positives
-    logits[7] = torch.nan  # ignored
-    targets = labels
-    if form == "dense":
-        targets = is_positive.double()
-        targets[labels < 0] = -1
-    is_negative = ~is_positive & (labels >= 0).unsqueeze(1)
-    expected, to_positives, to_negatives = literal.ap(positives.tolist(), logits[is_negative].tolist(), delta, True)
-    logits.requires_grad_()
-    loss = trl.ap_loss(logits, targets, delta=delta)
-    loss.backward()
-    assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    assert logits.grad[is_positive].tolist() == pytest.approx(to_positives, rel=1e-10, abs=1e-12)
-    assert logits.grad[is_negative].tolist() == pytest.approx(to_negatives, rel=1e-10, abs=1e-12)
-    assert logits.grad[labels < 0].abs().sum() == 0
-
-
-def test_offsets_from_kinks_that_float32_cannot_hold():
-    # 2 delta is far below the spacing of float32 at 1e9, 64: kinks round to the positive itself.
-    positives = torch.tensor([1e9], dtype=torch.float64)
-    candidates = torch.tensor([1e9 - 64, 1e9, 1e9, 1e9 + 64])
-    assert ranking.count(candidates, positives, 1.0).tolist() == [0.5 + 0.5 + 1]
-    assert ranking.transport(candidates, positives, positives.new_ones(1), 1.0).tolist() == [0, 0.5, 0.5, 1]
-
-
-@pytest.mark.parametrize("delta", [0.0, 1.0])
-@pytest.mark.parametrize("num_cells", [12, 10_000])  # looked up in a table, or searched for
 @pytest.mark.parametrize("spread", [0.01, 3.0])  # all in one bin, or in many
-def test_nan_counts_unless_it_is_masked(spread, num_cells, delta, monkeypatch):
-    monkeypatch.setattr(Kinks, "_num_cells", num_cells)
+def test_nan_counts_for_all(engine, spread, delta):
     positives, negatives = spread * torch.randn(5).double(), spread * torch.randn(100).double()
-    negatives[7] = torch.nan
-    mask = ~negatives.isnan()
-    for masks in ({}, {"mask": torch.ones(100, dtype=torch.bool)}):
-        counted = ranking.Count(positives, delta, torch.float64)
-        counted.add(negatives, **masks)
-        assert counted.above().isnan().all()
-    counted = ranking.Count(positives, delta, torch.float64)
-    counted.add(negatives, mask=mask)
-    expected = literal_count(negatives[mask].tolist(), positives.tolist(), delta)
-    assert counted.above().tolist() == pytest.approx(expected, rel=1e-12)
+    expected = dense.transport(negatives, positives, positives.new_ones(5), delta)
+    negatives[7] = expected[7] = torch.nan
+    assert engine.count(negatives, positives, delta).isnan().all()
+    assert_close(engine.transport(negatives, positives, positives.new_ones(5), delta), expected)
+
+
+# The losses
+
+
+@pytest.mark.parametrize("blocks", ["whole", "small blocks"])
+@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in LOSSES), ("ap", {"interpolate": False})], ids=str
+)
+def test_losses_are_those_of_the_dense_reference(name, options, kind, delta, blocks, device, monkeypatch):
+    if blocks == "small blocks":
+        if INTERPRETED or device.type != "cpu":
+            pytest.skip("the reference works in blocks; those of the kernels are in test_kernels.py")
+        monkeypatch.setattr("triton_rankloss.ranking.LOGITS_AT_ONCE", 16)
+        monkeypatch.setattr("triton_rankloss.ranking.NEGATIVES_AT_ONCE", 5)
+    logits, labels = batch(kind, 1, 40, 3, 11)
+    logits[labels < 0] = torch.nan  # ignored
+    values = (torch.rand(11, dtype=torch.float64) * 8).ceil() / 8  # some are equal
+    losses, gradients = evaluate(name, *(x.to(device) for x in (logits, labels, values)), delta=delta, **options)
+    expected, expected_gradients = oracle(name, logits, labels, values, delta=delta, **options)
+    for actual, wanted in zip((*losses, *gradients), (*expected, *expected_gradients), strict=True):
+        assert_close(actual, wanted, times=10, atol=1e-13)
+
+
+def test_one_positive_and_a_negative_of_its_score(device):
+    # H = 1/2. AP and aLRP: 1 - 1 / 1.5 = 1/3; RS: 0.5 / (0.5 + 0.5) = 1/2.
+    logits, targets = torch.ones(2, dtype=torch.float64, device=device), torch.tensor([1, 0], device=device)
+    for name, expected in {"ap": 1 / 3, "alrp": 1 / 3, "rank_sort": 1 / 2}.items():
+        losses, gradients = evaluate(name, logits, targets, logits[:1] - 1)
+        assert_close(sum(losses), expected)
+        assert_close(gradients[0], [-expected, expected])
+
+
+@every_loss
+def test_a_perfect_ranking_without_negatives(name, device):
+    logits, targets = torch.tensor([3.0, 3.0, -1.0], device=device), torch.tensor([1, 1, -1], device=device)
+    losses, gradients = evaluate(name, logits, targets, torch.zeros(2, device=device))
+    assert sum(losses) == 0
+    assert not gradients[0].any()
+    assert name == "alrp" or not gradients[-1].any()
+
+
+@every_loss
+def test_infinite_positives_and_negatives(name, device):
+    logits = torch.tensor([torch.inf, 0.5, -torch.inf, torch.inf, -torch.inf, 0.0], device=device)
+    targets = torch.tensor([1, 1, 1, 0, 0, 0], device=device)
+    values = torch.tensor([0, 0.37, 0.74], device=device)
+    found = evaluate(name, logits, targets, values)
+    large = evaluate(name, logits.clamp(-1e5, 1e5), targets, values)
+    for actual, wanted in zip((*found[0], *found[1]), (*large[0], *large[1])):
+        assert_close(actual, wanted)
+
+
+@every_loss
+def test_float16_with_many_false_positives(name, device, interpreted):
+    # 200 k negatives above every positive: in half precision their number overflows to infinity (and 70 k do too).
+    num_negatives = 70_000 if interpreted else 200_000
+    logits = torch.cat([torch.randn(20), 8 + torch.randn(num_negatives)]).to(device, torch.float16).requires_grad_()
+    targets = torch.zeros(num_negatives + 20, device=device)
+    targets[:20] = 1
+    total = sum(LOSSES[name](logits, targets, torch.rand(20, device=device)))
+    (2.0**16 * total).backward()  # the scale that mixed precision starts from
+    assert total.isfinite()
+    assert logits.grad.isfinite().all()
+    of_positives, of_negatives = logits.grad.double().split([20, num_negatives])
+    assert_close(of_negatives.sum(), -of_positives.sum(), torch.float16, times=10)
+
+
+# Identities
+
+
+@every_loss
+@settings(deadline=None, max_examples=EXAMPLES)
+@given(
+    st.lists(st.integers(-40, 40), min_size=1, max_size=7),
+    st.lists(st.integers(-40, 40), min_size=1, max_size=9),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(-100, 100),
+)
+def test_identities(name, p, n, delta, shift):
+    """The loss lies in [0, 1], what moves logits sums to zero, and a constant added to all scores changes nothing."""
+    logits = torch.tensor([*p, *n], dtype=torch.float64) / 8
+    targets = torch.tensor([1] * len(p) + [0] * len(n))
+    values = torch.linspace(0, 1, len(p), dtype=torch.float64)
+    losses, gradients = evaluate(name, logits, targets, values, delta=delta)
+    assert 0 <= losses[0] <= 1
+    for gradient in gradients[: 1 if name == "alrp" else 2]:
+        assert_close(gradient.sum(), 0, atol=1e-12)
+    shifted, shifted_gradients = evaluate(name, logits + shift, targets, values, delta=delta)
+    for actual, wanted in zip((*shifted, *shifted_gradients), (*losses, *gradients)):
+        assert_close(actual, wanted, atol=1e-12)
+
+
+@every_loss
+def test_a_small_delta_tends_to_the_hard_step(name, device):
+    logits, targets = (x.to(device) for x in shuffled(*scores("random", 9, 50)))
+    values = torch.rand(9, dtype=torch.float64, device=device)
+    # The step of a positive at itself stays 1/2, which Rank & Sort counts; 1 where delta is 0.
+    parts = slice(0, 0 if name == "rank_sort" else 2)
+    hard, hard_gradients = evaluate(name, logits, targets, values, delta=0)
+    soft, soft_gradients = evaluate(name, logits, targets, values, delta=1e-7)
+    for actual, wanted in zip((*soft[parts], *soft_gradients[parts]), (*hard[parts], *hard_gradients[parts])):
+        assert_close(actual, wanted, times=1000)
+
+
+@every_loss
+def test_duplicated_negatives_weigh_two(name, device):
+    # b_i doubles, all that positives count among themselves stays.
+    positives, negatives = scores("random", 6, 30)
+    logits, targets = shuffled(positives, torch.cat([negatives, negatives]))
+    values = torch.zeros(6, dtype=torch.float64, device=device)
+    options = {"interpolate": False} if name == "ap" else {}
+    losses, _ = evaluate(name, logits.to(device), targets.to(device), values, delta=1.0, **options)
+    among = dense.count(positives, positives, 1.0) + (0 if name == "rank_sort" else 0.5)
+    above = dense.count(negatives, positives, 1.0, torch.full((30,), 2.0, dtype=torch.float64))
+    assert_close(losses[0], (above / (among + above)).mean())
+
+
+# Sizes
+
+
+SCRIPT = """
+import resource, sys, torch
+from ranking_losses import LOSSES
+
+torch.set_num_threads(1)
+
+def run(num_positives):
+    logits = torch.randn(2 * num_positives, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    values = torch.rand(num_positives, generator=torch.Generator().manual_seed(1))
+    loss = sum(LOSSES[sys.argv[1]](logits, torch.arange(2 * num_positives) % 2, values))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+run(10)  # what the first call loads is not what this is about
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(int(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+MIB = 2**20
+
+
+@of_the_reference
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
+@pytest.mark.parametrize(
+    # A |P| x |N| matrix in float32 would take 85 GiB; |P| x |P| for Rank & Sort, whose time is quadratic, 244 MiB.
+    ("name", "num_positives", "limit"),
+    [("ap", 150_000, 256 * MIB), ("alrp", 150_000, 256 * MIB), ("rank_sort", 8_000, 64 * MIB)],
+)
+def test_memory_is_linear(name, num_positives, limit):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, str(num_positives)],
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(__file__),
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < limit
+
+
+def test_an_image_of_edges(device, interpreted):
+    """Dense targets [B, H, W], each image ranked by itself, the uncertain pixels ignored."""
+    height, width = (8, 8) if interpreted else (120, 160)
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(-1, 2, (2, height, width), generator=generator).to(device)
+    logits = torch.randn(2, height, width, generator=generator).to(device)
+    loss = rankloss.ap_loss(logits, edges, per_image=True)
+    assert_close(loss, torch.stack([rankloss.ap_loss(*image) for image in zip(logits, edges)]).mean())

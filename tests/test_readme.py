@@ -22,11 +22,11 @@ def test_snippets_run_and_move_the_logits():
 
 
 def test_every_loss_in_the_table_exists():
-    import triton_rankloss as trl
+    import triton_rankloss as rankloss
 
     table = [line for line in README.read_text().splitlines() if line.startswith("| `")]
     functions = {name for line in table for name in re.findall(r"`(\w+_loss)`", line)}
-    public = {name for name in dir(trl) if name.endswith("_loss")}
+    public = {name for name in dir(rankloss) if name.endswith("_loss")}
     assert functions == public
 
 

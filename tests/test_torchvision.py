@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 pytest.importorskip("torchvision", reason="torchvision is not installed; make test-torchvision has it")
 
@@ -47,20 +47,22 @@ def batch(device):
 
 
 def the_whole(matches: Matches) -> dict[str, torch.Tensor]:
-    return {"all": trl.dr_loss(matches.logits, matches.labels) + (matches.boxes - matches.target_boxes).abs().mean()}
+    return {
+        "all": rankloss.dr_loss(matches.logits, matches.labels) + (matches.boxes - matches.target_boxes).abs().mean()
+    }
 
 
 @pytest.mark.parametrize(
     ("loss", "box_loss", "parts"),
     [
-        (trl.APLoss(), None, ["bbox_regression", "classification"]),
-        (trl.APLoss(), trl.GeneralizedBoxIoULoss(), ["bbox_regression", "classification"]),
-        (trl.DRLoss(per_image=True), trl.HarmonicIoULoss(), ["bbox_regression", "classification"]),
-        (trl.IoUBalancedFocalLoss(), trl.IoUBalancedSmoothL1Loss(), ["bbox_regression", "classification"]),
-        (trl.IoUBalancedBCELoss(), trl.BoxIoULoss("mean"), ["bbox_regression", "classification"]),
-        (trl.ALRPLoss(), None, ["bbox_regression", "classification"]),
-        (trl.RankSortLoss(), None, ["bbox_regression", "ranking", "sorting"]),
-        (trl.HarmonicDetectionLoss(classification="focal"), None, ["detection"]),
+        (rankloss.APLoss(), None, ["bbox_regression", "classification"]),
+        (rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss(), ["bbox_regression", "classification"]),
+        (rankloss.DRLoss(per_image=True), rankloss.HarmonicIoULoss(), ["bbox_regression", "classification"]),
+        (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss(), ["bbox_regression", "classification"]),
+        (rankloss.IoUBalancedBCELoss(), rankloss.BoxIoULoss("mean"), ["bbox_regression", "classification"]),
+        (rankloss.ALRPLoss(), None, ["bbox_regression", "classification"]),
+        (rankloss.RankSortLoss(), None, ["bbox_regression", "ranking", "sorting"]),
+        (rankloss.HarmonicDetectionLoss(classification="focal"), None, ["detection"]),
         (the_whole, None, ["all"]),
     ],
     ids=lambda value: type(value).__name__,
@@ -86,8 +88,8 @@ def test_all_levels_and_images_are_ranked_together(model, batch):
     assert set(matches.labels[0][positive[0]].tolist()) == {1, 3}
     assert not positive[1].any()
     assert len(matches.boxes) == positive.sum()
-    use_loss(model, trl.APLoss())
-    assert model(*batch)["classification"].item() == pytest.approx(trl.ap_loss(*matches[:2]).item(), rel=1e-6)
+    use_loss(model, rankloss.APLoss())
+    assert model(*batch)["classification"].item() == pytest.approx(rankloss.ap_loss(*matches[:2]).item(), rel=1e-6)
 
 
 def test_matches_by_hand(model, device):
@@ -108,7 +110,7 @@ def test_matches_by_hand(model, device):
 
 def test_without_objects(model, batch):
     images, (_, empty) = batch
-    for loss in (trl.APLoss(), trl.ALRPLoss(), trl.RankSortLoss()):
+    for loss in (rankloss.APLoss(), rankloss.ALRPLoss(), rankloss.RankSortLoss()):
         use_loss(model, loss).to(images[0].device)
         losses = model(images, [empty, empty])
         assert all(part.item() == 0 for part in losses.values())
@@ -116,7 +118,7 @@ def test_without_objects(model, batch):
 
 
 def test_under_autocast(model, batch, device):
-    use_loss(model, trl.RankSortLoss())
+    use_loss(model, rankloss.RankSortLoss())
     with torch.autocast(device.type, torch.bfloat16):
         losses = model(*batch)
     assert all(part.isfinite() for part in losses.values())
@@ -124,7 +126,7 @@ def test_under_autocast(model, batch, device):
 
 def test_weights_keep_their_names(model):
     before = model.state_dict()
-    use_loss(model, trl.ALRPLoss())
+    use_loss(model, rankloss.ALRPLoss())
     after = model.state_dict()
     own = {"head.loss.localization_weight", "head.loss.sums", "head.loss.num_steps"}
     assert set(after) == set(before) | own
@@ -135,11 +137,11 @@ def test_weights_keep_their_names(model):
 
 def test_bad_arguments(model):
     with pytest.raises(TypeError, match="model must be a torchvision RetinaNet; got Linear"):
-        use_loss(torch.nn.Linear(1, 1), trl.APLoss())
+        use_loss(torch.nn.Linear(1, 1), rankloss.APLoss())
     with pytest.raises(TypeError, match=r"loss must be one of APLoss, .*; got TaskContrastiveLoss"):
-        use_loss(model, trl.TaskContrastiveLoss())
+        use_loss(model, rankloss.TaskContrastiveLoss())
     with pytest.raises(ValueError, match="box_loss must be None: RankSortLoss has its own"):
-        use_loss(model, trl.RankSortLoss(), trl.BoxIoULoss())
+        use_loss(model, rankloss.RankSortLoss(), rankloss.BoxIoULoss())
 
 
 def test_the_example():

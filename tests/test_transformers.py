@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 pytest.importorskip("transformers", reason="transformers is not installed; make test-transformers has it")
 pytest.importorskip("scipy", reason="scipy is not installed; make test-transformers has it")
@@ -61,12 +61,18 @@ def batch(device):
 
 @pytest.mark.parametrize(
     "loss",
-    [trl.APLoss(), trl.RankSortLoss(), trl.DRLoss(), trl.IoUBalancedFocalLoss(), trl.IoUBalancedBCELoss()],
+    [
+        rankloss.APLoss(),
+        rankloss.RankSortLoss(),
+        rankloss.DRLoss(),
+        rankloss.IoUBalancedFocalLoss(),
+        rankloss.IoUBalancedBCELoss(),
+    ],
     ids=lambda loss: type(loss).__name__,
 )
 def test_every_set_of_predictions_is_ranked(model, batch, loss):
     outputs = use_loss(model, loss.to(model.device))(**batch)
-    kinds = ["loss_ranking", "loss_sorting"] if isinstance(loss, trl.RankSortLoss) else ["loss_class"]
+    kinds = ["loss_ranking", "loss_sorting"] if isinstance(loss, rankloss.RankSortLoss) else ["loss_class"]
     # Two decoder layers and the encoder; the two layers again, with denoising queries.
     sets = ["", "_aux_0", "_aux_1", "_dn_0", "_dn_1"]
     assert set(outputs.loss_dict) == {part + name for part in (*kinds, "loss_bbox", "loss_giou") for name in sets}
@@ -78,7 +84,7 @@ def test_every_set_of_predictions_is_ranked(model, batch, loss):
 
 def test_the_rest_of_the_loss_is_the_model_s_own(model, batch):
     before = model(**batch)
-    after = use_loss(model, trl.APLoss())(**batch)
+    after = use_loss(model, rankloss.APLoss())(**batch)
     assert len(after.auxiliary_outputs) == len(before.auxiliary_outputs)
     for name in before.loss_dict:
         if "vfl" not in name and "_dn_" not in name:  # those are drawn anew in every call
@@ -87,7 +93,7 @@ def test_the_rest_of_the_loss_is_the_model_s_own(model, batch):
 
 def test_the_last_layer_from_its_matches(model, batch):
     model.config.auxiliary_loss = False
-    outputs = use_loss(model, trl.RankSortLoss())(**batch)
+    outputs = use_loss(model, rankloss.RankSortLoss())(**batch)
     assert outputs.auxiliary_outputs is None
     # The denoising queries come first.
     logits, boxes = outputs.logits[:, -20:], outputs.pred_boxes[:, -20:]
@@ -100,8 +106,8 @@ def test_the_last_layer_from_its_matches(model, batch):
     for query, found in zip(queries.tolist(), objects.tolist()):
         labels[0, query] = wanted["class_labels"][found]
         pair = center_to_corners_format(torch.stack([boxes[0, query], wanted["boxes"][found]]))
-        iou[0, query] = 1 - trl.box_iou_loss(*pair.detach())
-    ranking, sorting = trl.rank_sort_loss(logits, labels, iou)
+        iou[0, query] = 1 - rankloss.box_iou_loss(*pair.detach())
+    ranking, sorting = rankloss.rank_sort_loss(logits, labels, iou)
     assert outputs.loss_dict["loss_ranking"].item() == pytest.approx(ranking.item(), rel=1e-5)
     assert outputs.loss_dict["loss_sorting"].item() == pytest.approx(sorting.item(), rel=1e-4, abs=1e-6)
 
@@ -109,7 +115,7 @@ def test_the_last_layer_from_its_matches(model, batch):
 def test_without_objects(model, batch):
     for label in batch["labels"]:
         label["class_labels"], label["boxes"] = label["class_labels"][:0], label["boxes"][:0]
-    for loss in (trl.APLoss(), trl.RankSortLoss()):
+    for loss in (rankloss.APLoss(), rankloss.RankSortLoss()):
         outputs = use_loss(model, loss)(**batch)
         assert outputs.loss.item() == 0
         outputs.loss.backward()
@@ -117,15 +123,15 @@ def test_without_objects(model, batch):
 
 def test_a_module_set_as_loss_function_is_ignored(model, batch):
     """Why `use_loss` sets a function."""
-    model.loss_function = trl.APLoss()
+    model.loss_function = rankloss.APLoss()
     assert any("vfl" in name for name in model(**batch).loss_dict)
 
 
 def test_bad_arguments(model):
     with pytest.raises(TypeError, match=r"model must be an RT-DETR .*; got Linear"):
-        use_loss(torch.nn.Linear(1, 1), trl.APLoss())
+        use_loss(torch.nn.Linear(1, 1), rankloss.APLoss())
     with pytest.raises(TypeError, match=r"loss must be one of APLoss, .*; got ALRPLoss"):
-        use_loss(model, trl.ALRPLoss())
+        use_loss(model, rankloss.ALRPLoss())
 
 
 def test_the_example():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 # Mean and standard deviation of the scores of negatives and of positives, and the lowest of positives.
 SCORES = {
@@ -143,22 +143,22 @@ def cases(form: Form, size: Size, device: torch.device) -> Iterator[Case]:
     def case(loss: str, call: Callable[..., Any], *leaves: Tensor) -> Case:
         return Case(loss, form.name, call, leaves, x.positive if leaves[0] is x.logits else None)
 
-    yield case("ap_loss", lambda s: trl.ap_loss(s, targets, **ranking), x.logits)
-    yield case("alrp_loss", lambda s, e: trl.alrp_loss(s, targets, e, **ranking), x.logits, x.errors)
+    yield case("ap_loss", lambda s: rankloss.ap_loss(s, targets, **ranking), x.logits)
+    yield case("alrp_loss", lambda s, e: rankloss.alrp_loss(s, targets, e, **ranking), x.logits, x.errors)
     iou = x.iou if form.labels else None
-    yield case("rank_sort_loss", lambda s: trl.rank_sort_loss(s, targets, iou, **ranking), x.logits)
+    yield case("rank_sort_loss", lambda s: rankloss.rank_sort_loss(s, targets, iou, **ranking), x.logits)
     if form.ranking:
         return
-    yield case("dr_loss", lambda s: trl.dr_loss(s, targets, **scope), x.logits)
+    yield case("dr_loss", lambda s: rankloss.dr_loss(s, targets, **scope), x.logits)
     if form.per_image:
         return
-    yield case("iou_balanced_focal_loss", lambda s: trl.iou_balanced_focal_loss(s, targets, x.iou), x.logits)
-    yield case("iou_balanced_bce_loss", lambda s: trl.iou_balanced_bce_loss(s, targets, x.iou), x.logits)
-    yield case("task_contrastive_loss", lambda s, u: trl.task_contrastive_loss(s, targets, u), x.logits, x.iou)
+    yield case("iou_balanced_focal_loss", lambda s: rankloss.iou_balanced_focal_loss(s, targets, x.iou), x.logits)
+    yield case("iou_balanced_bce_loss", lambda s: rankloss.iou_balanced_bce_loss(s, targets, x.iou), x.logits)
+    yield case("task_contrastive_loss", lambda s, u: rankloss.task_contrastive_loss(s, targets, u), x.logits, x.iou)
 
     def detection(kind: str, targets: Tensor) -> Case:
         def call(s: Tensor, boxes: Tensor, deltas: Tensor) -> Tensor:
-            return trl.harmonic_detection_loss(
+            return rankloss.harmonic_detection_loss(
                 s, targets, boxes, x.target_boxes, pred_deltas=deltas, target_deltas=x.target_deltas,
                 classification=kind, task_contrastive_weight=1.0,
             )  # fmt: skip
@@ -174,7 +174,7 @@ def cases(form: Form, size: Size, device: torch.device) -> Iterator[Case]:
     yield detection("softmax", channels)
     yield case(
         "iou_balanced_cross_entropy_loss",
-        lambda s: trl.iou_balanced_cross_entropy_loss(s, channels, x.iou), x.logits,
+        lambda s: rankloss.iou_balanced_cross_entropy_loss(s, channels, x.iou), x.logits,
     )  # fmt: skip
     yield from without_logits(x)
 
@@ -182,10 +182,10 @@ def cases(form: Form, size: Size, device: torch.device) -> Iterator[Case]:
 def without_logits(x: Inputs) -> Iterator[Case]:
     """The losses of boxes, of box offsets, and of losses."""
     for name in ("box_iou_loss", "generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
-        yield Case(name, "", getattr(trl, name), x.many_boxes)
-    yield Case("harmonic_iou_loss", "", trl.harmonic_iou_loss, x.many_boxes)
-    yield Case("harmonic_loss", "", trl.harmonic_loss, x.many_losses)
+        yield Case(name, "", getattr(rankloss, name), x.many_boxes)
+    yield Case("harmonic_iou_loss", "", rankloss.harmonic_iou_loss, x.many_boxes)
+    yield Case("harmonic_loss", "", rankloss.harmonic_loss, x.many_losses)
     yield Case(
         "iou_balanced_smooth_l1_loss", "",
-        lambda pred, target: trl.iou_balanced_smooth_l1_loss(pred, target, x.many_ious), x.many_deltas,
+        lambda pred, target: rankloss.iou_balanced_smooth_l1_loss(pred, target, x.many_ious), x.many_deltas,
     )  # fmt: skip

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .cases import FORMS, SIZES, Case, cases
-from .dispatch import implementation, interpreted, on_reference, operators_of
 from .info import device_name
+from .operators import implementation, interpreted, on_reference, operators_of
 
 # Of errors relative to the largest entry: sums of many float32 terms, and rounding of the gradient to its dtype, which
 # Triton's interpreter truncates.

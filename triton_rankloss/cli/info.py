@@ -8,7 +8,7 @@ import torch
 
 from .. import __version__
 from .cases import FORMS, SIZES, cases
-from .dispatch import implementation, interpreted, operators_of
+from .operators import implementation, interpreted, operators_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,25 +3,26 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from pkgutil import walk_packages
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .cases import FORMS, Form, Size, cases
-from .dispatch import interpreted
+from .cases import FORMS, Case, Form, Size, cases
+from .operators import interpreted
+
+if TYPE_CHECKING:
+    from .launches import Launch, Launches
 
 # Large enough that no number of blocks is 1, which Triton would compile for.
 SIZE = Size(2, 1040, 16, 20, 40)
 PHASES = ("forward", "backward")
 BOUNDED = Form("labels, bounded", ranking=(("max_positives", 48),))
-
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -40,67 +41,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the tables to this file")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Compile and print; returns the exit code, 1 for a spill, a failure, or a kernel that nothing launches."""
+class Plan(NamedTuple):
+    """What to compile."""
+
+    targets: dict[str, Any]  # Triton's, by the name of their architecture
+    forms: Sequence[Form]
+    dtypes: Sequence[str]
+    losses: Sequence[str] | None  # None: all
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Read the options; a ValueError says what kernels cannot be compiled for, or without."""
     if interpreted():
-        print("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled. Unset it.", file=sys.stderr)
-        return 2
+        raise ValueError("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled. Unset it.")
     if find_spec("triton") is None:
-        print("Triton is not installed: there are no kernels to compile.", file=sys.stderr)
-        return 2
+        raise ValueError("Triton is not installed: there are no kernels to compile.")
     from . import launches
 
     archs = options.arch or [launches.local_arch()]
     if archs == [None]:
-        print("No GPU here: name an architecture, for instance --arch sm_90.", file=sys.stderr)
-        return 2
+        raise ValueError("No GPU here: name an architecture, for instance --arch sm_90.")
+    targets = {arch: launches.target_of(arch) for arch in archs}
+    forms = FORMS[:1] if options.quick else (*FORMS, BOUNDED)
+    dtypes = options.dtype or (["float32"] if options.quick else list(DTYPES))
+    return Plan(targets, forms, dtypes, options.loss)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compile and print; returns the exit code, 1 for a spill, a failure, or a kernel that nothing launches."""
     try:
-        targets = {arch: launches.target_of(arch) for arch in archs}
+        plan = plan_of(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    forms = FORMS[:1] if options.quick else (*FORMS, BOUNDED)
-    dtypes = options.dtype or (["float32"] if options.quick else list(DTYPES))
-    tables = {arch: compile_all(target, forms, dtypes, options.loss) for arch, target in targets.items()}
+    tables = {arch: _table(plan, arch) for arch in plan.targets}
     good = [_report(arch, table) for arch, table in tables.items()]
     if options.json is not None:
         options.json.write_text(json.dumps(tables, indent=1) + "\n")
     return 0 if all(good) else 1
 
 
-def compile_all(
-    target: Any, forms: Iterable[Form], dtypes: Iterable[str], losses: list[str] | None = None
-) -> dict[str, Any]:
-    """{"kernels": rows, "launches": names per loss, "not launched": kernels that no loss used}."""
+def compiled(plan: Plan, arch: str) -> Iterator[tuple[Case, str, "tuple[Launches, Launches]"]]:
+    """(case, dtype, what forward and backward launch) of every loss, the kernels compiled for `arch`."""
     from .launches import launches_of
 
+    for form, dtype in product(plan.forms, plan.dtypes):
+        for case in cases(form, SIZE, torch.device("cpu")):
+            if plan.losses is None or case.loss in plan.losses:
+                yield case, dtype, launches_of(case, SIZE.positives, DTYPES[dtype], plan.targets[arch])
+
+
+def _table(plan: Plan, arch: str) -> dict[str, Any]:
+    """{"kernels": rows, "launches": names per loss, "not launched": kernels that no loss used}."""
     rows: dict[str, dict[str, Any]] = {}
     counts: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for form, dtype in product(forms, dtypes):
-        for case in cases(form, SIZE, torch.device("cpu")):
-            if losses is not None and case.loss not in losses:
-                continue
-            variant = f"{case.loss} ({', '.join(filter(None, (case.variant, dtype)))})"
-            both = launches_of(case, SIZE.positives, DTYPES[dtype], target)
-            for launch in [launch for phase in both for launch in phase.kernels]:
-                key = launch.compiled.hash if launch.compiled is not None else f"{launch.kernel} {variant}"
-                if key not in rows:
-                    rows[key] = _row(launch, variant)
-            if both[0].kernels or both[1].kernels:
-                name = ", ".join(filter(None, (case.loss, case.variant)))
-                counts.setdefault(name, {phase: _names(part) for phase, part in zip(PHASES, both, strict=True)})
+    for case, dtype, both in compiled(plan, arch):
+        variant = f"{case.loss} ({', '.join(filter(None, (case.variant, dtype)))})"
+        for launch in [launch for phase in both for launch in phase.kernels]:
+            key = launch.compiled.hash if launch.compiled is not None else f"{launch.kernel} {variant}"
+            if key not in rows:
+                rows[key] = _row(launch, variant)
+        if both[0].kernels or both[1].kernels:
+            name = ", ".join(filter(None, (case.loss, case.variant)))
+            counts.setdefault(name, {phase: _names(part) for phase, part in zip(PHASES, both, strict=True)})
     launched = {row["kernel"] for row in rows.values()}
-    missing = sorted(set(defined_kernels()) - launched) if losses is None else []
+    missing = sorted(set(defined_kernels()) - launched) if plan.losses is None else []
     return {"kernels": sorted(rows.values(), key=lambda r: r["kernel"]), "launches": counts, "not launched": missing}
 
 
-def _row(launch: Any, variant: str) -> dict[str, Any]:
-    from .machine_code import pair_loops, resources
+def _row(launch: "Launch", variant: str) -> dict[str, Any]:
+    from .resources import resources
 
     if launch.compiled is None:
         return {"kernel": launch.kernel, "used by": variant, "error": launch.error}
-    loops = [loop._asdict() for loop in pair_loops(launch.kernel, launch.compiled)]
-    return {"kernel": launch.kernel, "used by": variant, **resources(launch.compiled)._asdict(), "loops": loops}
+    return {"kernel": launch.kernel, "used by": variant, **resources(launch.compiled)._asdict()}
 
 
 def _names(phase: Any) -> dict[str, list[str]]:
@@ -126,7 +140,7 @@ def defined_kernels() -> list[str]:
 
 def _report(arch: str, table: dict[str, Any]) -> bool:
     """Print a table; whether everything is as it should be."""
-    print(f"\n{arch}: registers and spilled bytes a thread, bytes of shared memory, warps; used by; FP32 a pair")
+    print(f"\n{arch}: registers and spilled bytes a thread, bytes of shared memory, warps; used by")
     alike: dict[str, list[str]] = {}  # the variants of a kernel that take the same
     faults = {f"{name} is launched by no loss": [""] for name in table["not launched"]}
     width = max((len(row["kernel"]) for row in table["kernels"]), default=0)
@@ -138,8 +152,7 @@ def _report(arch: str, table: dict[str, Any]) -> bool:
             faults.setdefault(f"{row['kernel']} spills {row['spilled']} bytes", []).append(row["used by"])
         alike.setdefault(_numbers(row, width), []).append(row["used by"])
     for numbers, users in alike.items():
-        head, _, loops = numbers.partition("|")
-        print(f"{head}  {_first(users):64} {loops}".rstrip())
+        print(f"{numbers}  {_first(users)}")
     print("Kernels launched, ours + torch's:")
     for name, phases in table["launches"].items():
         counts = {phase: f"{len(names['ours'])} + {len(names['torch'])}" for phase, names in phases.items()}
@@ -154,8 +167,6 @@ def _first(users: list[str]) -> str:
 
 
 def _numbers(row: dict[str, Any], width: int) -> str:
-    from .machine_code import Loop
-
     keys = ("registers", "spilled", "shared", "num_warps")
     numbers = "".join(f"{'?' if row[key] is None else row[key]:>7}" for key in keys)
-    return f"{row['kernel']:{width}}{numbers}|{'; '.join(str(Loop(**loop)) for loop in row['loops'])}"
+    return f"{row['kernel']:{width}}{numbers}"

@@ -1,7 +1,7 @@
 """torchvision's RetinaNet trained with any of the losses: candidates of all levels and images are ranked at once.
 
     model = retinanet_resnet50_fpn_v2(num_classes=91, score_thresh=0.0)
-    use_loss(model, trl.RankSortLoss())
+    use_loss(model, rankloss.RankSortLoss())
     losses = model(images, targets)  # a dict of losses, to be summed, as before
 
 `score_thresh` drops detections by the level of their score; a ranking loss fixes the order of scores, not their level.
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
-from ..functional.boxes import box_iou_loss
-from ..modules import (
+from .. import (
     ALRPLoss,
     APLoss,
     DRLoss,
@@ -25,6 +24,7 @@ from ..modules import (
     IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss,
     RankSortLoss,
+    box_iou_loss,
 )
 
 _CLASSIFICATION = (APLoss, DRLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)

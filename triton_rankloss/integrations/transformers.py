@@ -1,7 +1,7 @@
 """Hugging Face's RT-DETR and RT-DETRv2 trained with a ranking loss in place of varifocal loss.
 
     model = RTDetrForObjectDetection(config)
-    use_loss(model, trl.RankSortLoss())
+    use_loss(model, rankloss.RankSortLoss())
     model(pixel_values=images, labels=labels).loss.backward()  # as before, and so in Trainer
 
 Matching and box losses stay those of the model, with the weights of its config. Every set of predictions (each decoder
@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher, RTDetrLoss
 
-from ..functional.boxes import box_iou_loss, generalized_box_iou_loss
-from ..modules import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
+from .. import (
+    APLoss,
+    DRLoss,
+    IoUBalancedBCELoss,
+    IoUBalancedFocalLoss,
+    RankSortLoss,
+    box_iou_loss,
+    generalized_box_iou_loss,
+)
 
 MODEL_TYPES = ("rt_detr", "rt_detr_v2")
 _OF_SCORES = (APLoss, DRLoss)

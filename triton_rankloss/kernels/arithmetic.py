@@ -1,12 +1,13 @@
-"""Terms that several losses share, as in reference.terms: sigmoid, softplus, focal, the weights of IoU.
+"""Arithmetic that several kernels share: numbers in a kernel's dtype, bounds, exp, log and reciprocal.
 
-Everything of a logit s comes from e = exp(-|s|), which neither overflows nor cancels, r = 1 / (1 + e) and log1p(e):
+A kernel makes everything of a logit s from e = exp(-|s|), which neither overflows nor cancels, r = 1 / (1 + e) and
+log1p(e):
     sigmoid(s)   r for s >= 0, else e r          softplus(-s)   max(-s, 0) + log1p(e) = -log sigmoid(s)
     sigmoid(-s)  e r for s >= 0, else r          sigmoid(s) sigmoid(-s)   e r^2
-In float32, from the instructions that these compile to on sm_90 (not yet measured on a GPU):
-    exp2         1, of the special function unit; of exp, 4: hence 2^(x log2 e)
-    1 / (1 + e)  4: the inverse square root, squared, and a Newton step; a division is 9, log 25
-    log1p(e)     9: e times a polynomial of degree 8, which on [0, 1] is log1p(e) / e to 3e-8
+Instructions of each in float32, counted in the machine code for sm_90 (not yet measured on a GPU):
+    exp2         1, of the special function unit; exp takes 4, which is why exp(x) is 2^(x log2 e)
+    1 / (1 + e)  4: the inverse square root, squared, and a Newton step; a division takes 9
+    log1p(e)     9: e times a polynomial of degree 8, which on [0, 1] is log1p(e) / e to 3e-8; tl.log takes 25
 Numbers that a caller passes as Python floats arrive as float64 (annotated so) and are rounded to COMPUTE at the top of
 a kernel: Triton would pass them as float32, too coarse for float64 logits.
 """
@@ -15,12 +16,12 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LARGEST_LOGIT = tl.constexpr(1e30)  # as in reference.terms
+LARGEST_LOGIT = tl.constexpr(1e30)  # as in dtypes.clamp_infinities
 
 
 @triton.jit
 def number(x, DTYPE: tl.constexpr):
-    """A kernel's float64 argument in another dtype; interpreted, it is a Python float until then."""
+    """A kernel's float64 argument in another dtype; under the interpreter x is still a Python float."""
     return (x + tl.full([], 0, tl.float64)).to(DTYPE)
 
 
@@ -33,8 +34,8 @@ def bounded(x, limit: tl.constexpr):
 
 
 @triton.jit
-def finite(x, COMPUTE: tl.constexpr):
-    """Logits with infinities made large numbers; NaN stays."""
+def clamp_infinities(x, COMPUTE: tl.constexpr):
+    """Logits in COMPUTE; infinite ones become large finite numbers, NaN stays."""
     limit: tl.constexpr = 65504.0 if x.dtype == tl.float16 else LARGEST_LOGIT
     return bounded(x.to(COMPUTE), limit)
 
@@ -72,50 +73,3 @@ def log1p(e):
     p = p * e + 0.3331909775733948
     p = p * e - 0.4999949336051941
     return e * (p * e + 0.9999999403953552)
-
-
-@triton.jit
-def focal_parts(s, gamma, POWER: tl.constexpr):
-    """(sigmoid(-s)^gamma, softplus(-s), sigmoid(-s)); POWER is gamma where that is 0, 1 or 2, else -1."""
-    e = exponential(-tl.abs(s))
-    r = reciprocal(1 + e)
-    missing = tl.where(s < 0, r, e * r)
-    of_e = log1p(e)
-    cost = tl.maximum(-s, 0) + of_e
-    if POWER == 0:
-        weight = tl.full(s.shape, 1, s.dtype)
-    elif POWER == 1:
-        weight = missing
-    elif POWER == 2:
-        weight = missing * missing
-    else:
-        weight = exponential(-gamma * (tl.maximum(s, 0) + of_e))
-    return weight, cost, missing
-
-
-@triton.jit
-def focal(s, gamma, POWER: tl.constexpr):
-    """sigmoid(-s)^gamma softplus(-s)."""
-    weight, cost, _ = focal_parts(s, gamma, POWER)
-    return weight * cost
-
-
-@triton.jit
-def focal_slope(s, gamma, POWER: tl.constexpr):
-    """Derivative of `focal` in s: -sigmoid(-s)^gamma (gamma sigmoid(s) softplus(-s) + sigmoid(-s))."""
-    weight, cost, missing = focal_parts(s, gamma, POWER)
-    if POWER == 0:
-        return -missing
-    return -weight * (gamma * (1 - missing) * cost + missing)
-
-
-@triton.jit
-def iou_weights(iou, eta):
-    """u^eta; an IoU that rounding left below 0 counts as 0."""
-    iou = tl.maximum(iou, 0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(eta == 0, 1, tl.exp2(eta * tl.log2(iou)))
-
-
-def power_of(gamma: float) -> int:
-    """POWER of the focal kernels."""
-    return int(gamma) if gamma in (0, 1, 2) else -1

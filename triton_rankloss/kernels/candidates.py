@@ -8,10 +8,14 @@ anchor, C and above background, below 0 ignored), read as they are: no one-hot, 
     positions [P]    flat positions of the positives in the logits, row-major
     scores [P]       their logits, float32 (float64 for float64 logits)
     offsets [S + 1]  positives offsets[s]:offsets[s + 1] belong to scope s
+    counts, ends     of every block of targets: how many positives it has; how many it and all blocks before it have
 
-Listing the positives is a count per block of targets, a prefix sum over blocks, and a write: every program owns the
-slots from its prefix on, so the order is row-major whatever order programs run in. Scores are clamped to
-+-LARGEST_SCORE, so that an infinity has differences; NaN stays.
+    owner of outputs _count_positives_kernel (b, s): the count of block b of scope s
+                     _list_positives_kernel (b, s): the slots of its positives, which begin where the block before ends;
+                     b = 0: offsets[s]
+    order            row-major, in whatever order programs run
+
+Scores are clamped to +-LARGEST_SCORE, so that an infinity has differences; NaN stays.
 """
 
 from typing import NamedTuple
@@ -26,7 +30,7 @@ from ..dtypes import result_dtype
 from ..targets import are_labels
 from .arithmetic import bounded
 
-LARGEST_SCORE = tl.constexpr(2.0**40)  # as in reference.scopes
+LARGEST_SCORE = tl.constexpr(2.0**40)  # as in the reference
 TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
 TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -63,25 +67,34 @@ def scopes_of(logits: Tensor, targets: Tensor, per_image: bool) -> Scopes:
     """What is ranked together: each image, or everything."""
     labels = are_labels(logits, targets)
     num_scopes = max(1, logits.shape[0]) if per_image else 1
-    num_classes = logits.shape[-1] if labels else 1
-    num_candidates = logits.numel() // num_scopes
     if targets.dtype == torch.bool:
         targets = targets.view(torch.uint8)
     return Scopes(
-        logits.contiguous(), targets.contiguous(), num_scopes, num_candidates,
-        targets.numel() // num_scopes, num_classes, labels,
-    )  # fmt: skip
+        logits.contiguous(),
+        targets.contiguous(),
+        num_scopes,
+        num_candidates=logits.numel() // num_scopes,
+        num_targets=targets.numel() // num_scopes,
+        num_classes=logits.shape[-1] if labels else 1,
+        labels=labels,
+    )
 
 
 @triton.jit
-def finite_scores(x, COMPUTE: tl.constexpr):
-    """Scores with infinities made very large numbers."""
+def clamp_scores(x, COMPUTE: tl.constexpr):
+    """Scores in COMPUTE; infinite ones become very large finite numbers, NaN stays."""
     return bounded(x.to(COMPUTE), LARGEST_SCORE)
 
 
 @triton.jit
 def load_targets(
-    targets_ptr, scope, start, num_candidates, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr
+    targets_ptr,
+    scope,
+    start,
+    num_candidates,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
 ):
     """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, negative, positive)."""
     lanes = tl.arange(0, BLOCK)
@@ -104,20 +117,33 @@ def load_targets(
 
 @triton.jit
 def load_candidates(
-    logits_ptr, targets_ptr, scope, start, num_candidates,
-    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    targets_ptr,
+    scope,
+    start,
+    num_candidates,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, negative, positive)."""
     positions, in_scope, is_negative, is_positive = load_targets(
         targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
     )
-    scores = finite_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
+    scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
     return positions, in_scope, scores, is_negative, is_positive
 
 
 @triton.jit
-def _is_positive(
-    targets_ptr, scope, start, num_targets, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr
+def _load_block(
+    targets_ptr,
+    scope,
+    start,
+    num_targets,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
 ):
     """Targets start:start + BLOCK of a scope: (their flat positions, values, which make a positive)."""
     lanes = tl.arange(0, BLOCK)
@@ -131,21 +157,37 @@ def _is_positive(
 
 @triton.jit
 def _count_positives_kernel(
-    targets_ptr, counts_ptr, num_targets,
-    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr,
-):  # fmt: skip
+    targets_ptr,
+    counts_ptr,
+    num_targets,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+):
+    """Count the positives of a block of targets."""
     block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    _, _, positive = _is_positive(
-        targets_ptr, scope, block.to(tl.int64) * BLOCK, num_targets, BLOCK, NUM_CLASSES, LABELS
-    )
+    start = block.to(tl.int64) * BLOCK
+    _, _, positive = _load_block(targets_ptr, scope, start, num_targets, BLOCK, NUM_CLASSES, LABELS)
     tl.store(counts_ptr + scope * tl.num_programs(0) + block, tl.sum(positive.to(tl.int64)))
 
 
 @triton.jit
 def _list_positives_kernel(
-    logits_ptr, targets_ptr, ends_ptr, positions_ptr, scores_ptr, offsets_ptr, num_targets, num_scopes, capacity,
-    BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr, LABELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    targets_ptr,
+    ends_ptr,
+    positions_ptr,
+    scores_ptr,
+    offsets_ptr,
+    num_targets,
+    num_scopes,
+    capacity,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Write the positives of a block of targets behind those of all blocks before it."""
     block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
     program = scope * tl.num_programs(0) + block
     total = tl.load(ends_ptr + num_scopes * tl.num_programs(0) - 1)
@@ -155,15 +197,14 @@ def _list_positives_kernel(
         if scope == 0:
             tl.store(offsets_ptr + num_scopes, tl.minimum(total, capacity))
 
-    at, values, positive = _is_positive(
-        targets_ptr, scope, block.to(tl.int64) * BLOCK, num_targets, BLOCK, NUM_CLASSES, LABELS
-    )
+    start = block.to(tl.int64) * BLOCK
+    at, values, positive = _load_block(targets_ptr, scope, start, num_targets, BLOCK, NUM_CLASSES, LABELS)
     slots = first + tl.cumsum(positive.to(tl.int32), 0) - 1
     positive = positive & (slots < capacity)
     positions = at
     if LABELS:
         positions = at * NUM_CLASSES + values
-    scores = finite_scores(tl.load(logits_ptr + positions, mask=positive, other=0), COMPUTE)
+    scores = clamp_scores(tl.load(logits_ptr + positions, mask=positive, other=0), COMPUTE)
     # More positives than the caller promised: no loss can be right, and NaN says so without the host.
     scores = tl.where(total > capacity, float("nan"), scores)
     tl.store(positions_ptr + slots, positions, mask=positive)
@@ -172,33 +213,42 @@ def _list_positives_kernel(
 
 def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
     """List the positives; waits for their number unless `max_positives` bounds it."""
-    logits, targets = scopes.logits, scopes.targets
-    grid = (triton.cdiv(scopes.num_targets, TARGETS_BLOCK), scopes.num_scopes)
+    logits, targets, num_scopes = scopes.logits, scopes.targets, scopes.num_scopes
+    dtype, device = result_dtype(logits), logits.device
     if logits.numel() == 0:
-        scores = logits.new_empty(max_positives or 0, dtype=result_dtype(logits))
-        return Positives(
-            scores.long(), scores, torch.zeros(scopes.num_scopes + 1, dtype=torch.long, device=logits.device)
-        )
-    forms = {"BLOCK": TARGETS_BLOCK, "NUM_CLASSES": scopes.num_classes, "LABELS": scopes.labels}
-    counts = torch.empty(grid[0] * grid[1], dtype=torch.long, device=logits.device)
-    _count_positives_kernel[grid](targets, counts, scopes.num_targets, **forms)
+        scores = logits.new_empty(max_positives or 0, dtype=dtype)
+        offsets = torch.zeros(num_scopes + 1, dtype=torch.long, device=device)
+        return Positives(scores.long(), scores, offsets)
+    grid = (triton.cdiv(scopes.num_targets, TARGETS_BLOCK), num_scopes)
+    constants = {"BLOCK": TARGETS_BLOCK, "NUM_CLASSES": scopes.num_classes, "LABELS": scopes.labels}
+    counts = torch.empty(grid[0] * grid[1], dtype=torch.long, device=device)
+    _count_positives_kernel[grid](targets, counts, scopes.num_targets, **constants)
     ends = counts.cumsum(0)
     capacity = int(ends[-1]) if max_positives is None else max_positives
-    positions = torch.empty(capacity, dtype=torch.long, device=logits.device)
-    scores = torch.empty(capacity, dtype=result_dtype(logits), device=logits.device)
-    offsets = torch.empty(scopes.num_scopes + 1, dtype=torch.long, device=logits.device)
+    positives = Positives(
+        positions=torch.empty(capacity, dtype=torch.long, device=device),
+        scores=torch.empty(capacity, dtype=dtype, device=device),
+        offsets=torch.empty(num_scopes + 1, dtype=torch.long, device=device),
+    )
     if max_positives is not None:
         # Behind the last positive nothing is written, and positions must be valid to read through.
-        positions.zero_(), scores.zero_()
-    positives = Positives(positions, scores, offsets)
+        positives.positions.zero_()
+        positives.scores.zero_()
     _list_positives_kernel[grid](
-        logits, targets, ends, *positives, scopes.num_targets, scopes.num_scopes, capacity,
-        COMPUTE=TRITON_DTYPE[result_dtype(logits)], **forms,
-    )  # fmt: skip
+        logits,
+        targets,
+        ends,
+        *positives,
+        num_targets=scopes.num_targets,
+        num_scopes=num_scopes,
+        capacity=capacity,
+        COMPUTE=TRITON_DTYPE[dtype],
+        **constants,
+    )
     return positives
 
 
-def positives_of_all(own: Positives, ranks: Ranks) -> Positives:
+def gather_positives(own: Positives, ranks: Ranks) -> Positives:
     """The positives of all ranks that share the scope."""
     if not ranks.shared:
         return own

@@ -1,9 +1,9 @@
 """The angle of a point: Triton's own arctangents exist on every GPU, but not in its interpreter.
 
-By symmetry the point lies between the x axis and the diagonal; there
+A point above the diagonal is mirrored in it; the others have y <= x, and there
     arctan(y / x) = pi / 4 + arctan((y - x) / (y + x))      used where y / x > tan(pi / 8)
 leaves |r| <= tan(pi / 8) for arctan(r) = r + r^3 P(r^2). P, of degree 10, interpolates at Chebyshev nodes; the relative
-error is 7e-18, so one polynomial serves float32 and float64. It is small beside the loads of the kernels that use it.
+error is 7e-18, so one polynomial serves float32 and float64. Its cost is small beside that of a kernel's loads.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Tiles of rows of few values, such as boxes and their offsets: contiguous [num_rows, D], D a constant.
 
-Where D is a power of two the rows of a tile are read as one run of values, so that a thread's loads and stores are of
-16 bytes in every dtype; otherwise rows are padded to the next power of two.
+Where D is a power of two, a tile is read as one run of values, so that a thread's loads and stores are of 16 bytes in
+every dtype; otherwise rows are padded to the next power of two.
 """
 
 import triton
@@ -23,8 +23,8 @@ def load_rows(values_ptr, first, num_rows, ROWS: tl.constexpr, D: tl.constexpr, 
 
 
 @triton.jit
-def rounded(values, values_ptr):
-    """`values` in the dtype of the pointer; from float64 to bfloat16 the interpreter knows no direct way."""
+def round_to(values, values_ptr):
+    """`values` in the dtype of the pointer; by way of float32 to bfloat16, as the interpreter cannot from float64."""
     if values_ptr.dtype.element_ty == tl.bfloat16:
         return values.to(tl.float32).to(tl.bfloat16)
     return values.to(values_ptr.dtype.element_ty)
@@ -32,8 +32,8 @@ def rounded(values, values_ptr):
 
 @triton.jit
 def store_rows(values_ptr, first, num_rows, values, ROWS: tl.constexpr, D: tl.constexpr):
-    """The opposite of load_rows, in the dtype of the pointer."""
-    values = rounded(values, values_ptr)
+    """Write the rows that load_rows reads, in the dtype of the pointer."""
+    values = round_to(values, values_ptr)
     if D & (D - 1) == 0:
         at = first * D + tl.arange(0, ROWS * D)
         tl.store(values_ptr + at, tl.reshape(values, [ROWS * D]), mask=at < tl.cast(num_rows, tl.int64) * D)

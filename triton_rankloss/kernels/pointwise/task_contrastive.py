@@ -5,13 +5,13 @@
 with p the probability of the positive's channel, u its IoU, H the entropy of the prediction at its anchor.
     sigmoid    H = sum_c log1p(e_c) + |x_c| sigmoid(-|x_c|), e = exp(-|x|);   dH/dx_c = -x_c sigmoid'(x_c)
                dp/dx_c = [c = own] sigmoid'(x_c)
-    softmax    m, t: softmax.py;   log p_c = x_c - m - log t;   H = log t - sum_c exp(x_c - m) (x_c - m) / t
+    softmax    with m and t of softmax.py,   log p_c = x_c - m - log t;   H = log t - sum_c exp(x_c - m) (x_c - m) / t
                dH/dx_c = -p_c (log p_c + H),   dp/dx_c = p ([c = own] - p_c)
 
     symbol               meaning
-    i                    positives, listed by position: those of one anchor, of which dense targets may have several,
-                         follow each other; the first of them owns the row, and adds up what all of them give it
-    bump                 upstream g sigmoid'(x) for sigmoid, upstream g p for softmax: what goes to the own channel
+    i                    positives, listed by position: those of one anchor (dense targets may have several) follow each
+                         other; the first of them owns the row of logits, and adds up what all of them give to it
+    bump                 upstream g sigmoid'(x) for sigmoid, upstream g p for softmax: what the own channel receives
 
     owner of outputs     program t: losses, gradients of the IoU, and rows, of the positives in tile t
     accumulation         float32 (float64 where logits or IoU are float64)
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...dtypes import result_dtype
 from ...targets import check_count
-from ..arithmetic import exponential, finite, log1p, number, reciprocal
+from ..arithmetic import clamp_infinities, exponential, log1p, number, reciprocal
 from ..candidates import TRITON_DTYPE
-from .rows import rounded
+from .rows import round_to
 from .softmax import load_channels, log_sum_exp, tile_of
 
 
@@ -40,9 +40,14 @@ def _sigmoid(x):
 
 @triton.jit
 def _entropy(
-    logits_ptr, rows, used,
-    SOFTMAX: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    rows,
+    used,
+    SOFTMAX: tl.constexpr,
+    COLS: tl.constexpr,
+    NUM_CHANNELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """(H, m + log t, or 0 for sigmoid) of rows [ROWS]."""
     sums = tl.zeros(rows.shape, COMPUTE)
     if SOFTMAX:
@@ -56,17 +61,25 @@ def _entropy(
         c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
         x = tl.where((c < NUM_CHANNELS)[None, :], x, 0)
         e, tail, _ = _sigmoid(x)
-        entropy = tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
-        sums += tl.sum(entropy, 1)
+        terms = tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
+        sums += tl.sum(terms, 1)
     return sums, tl.zeros(rows.shape, COMPUTE)
 
 
 @triton.jit
-def _positives(
-    logits_ptr, iou_ptr, i, positions, mask, log_total, margin, SOFTMAX: tl.constexpr, COMPUTE: tl.constexpr
+def _load_positives(
+    logits_ptr,
+    iou_ptr,
+    i,
+    positions,
+    mask,
+    log_total,
+    margin,
+    SOFTMAX: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """(r, sign(p - u) where r > 0 else 0, sigmoid'(x) or p) of the positives i."""
-    x = finite(tl.load(logits_ptr + positions, mask=mask, other=0), COMPUTE)
+    x = clamp_infinities(tl.load(logits_ptr + positions, mask=mask, other=0), COMPUTE)
     if SOFTMAX:
         p = exponential(x - log_total)
         slope = p
@@ -81,70 +94,89 @@ def _positives(
 
 @triton.jit
 def _forward_kernel(
-    logits_ptr, positions_ptr, iou_ptr, losses_ptr, num_positives, margin: tl.float64,
-    SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    positions_ptr,
+    iou_ptr,
+    losses_ptr,
+    num_positives,
+    margin: tl.float64,
+    SOFTMAX: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    NUM_CHANNELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """Losses of a tile of positives."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    there = i < num_positives
-    positions = tl.load(positions_ptr + i, mask=there, other=0)
-    entropy, log_total = _entropy(
-        logits_ptr, positions // NUM_CHANNELS, there, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE
-    )  # fmt: skip
-    r, _, _ = _positives(logits_ptr, iou_ptr, i, positions, there, log_total, number(margin, COMPUTE), SOFTMAX, COMPUTE)
-    tl.store(losses_ptr + i, r / (1 + exponential(entropy)), mask=there)
+    in_range, margin = i < num_positives, number(margin, COMPUTE)
+    positions = tl.load(positions_ptr + i, mask=in_range, other=0)
+    rows = positions // NUM_CHANNELS
+    entropy, log_total = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    r, _, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, log_total, margin, SOFTMAX, COMPUTE)
+    tl.store(losses_ptr + i, r / (1 + exponential(entropy)), mask=in_range)
 
 
 @triton.jit
 def _gradient_kernel(
-    logits_ptr, positions_ptr, iou_ptr, upstream_ptr, gradient_ptr, of_iou_ptr, num_positives, margin: tl.float64,
-    SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, NUM_CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    positions_ptr,
+    iou_ptr,
+    upstream_ptr,
+    grad_logits_ptr,
+    grad_iou_ptr,
+    num_positives,
+    margin: tl.float64,
+    SOFTMAX: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    NUM_CHANNELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """Gradients of the IoU of a tile of positives, and of the rows that they own."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    there, margin = i < num_positives, number(margin, COMPUTE)
-    positions = tl.load(positions_ptr + i, mask=there, other=-1)
+    in_range, margin = i < num_positives, number(margin, COMPUTE)
+    positions = tl.load(positions_ptr + i, mask=in_range, other=-1)
     rows = positions // NUM_CHANNELS
-    before = tl.load(positions_ptr + i - 1, mask=there & (i > 0), other=-NUM_CHANNELS) // NUM_CHANNELS
-    owner = there & (before != rows)
-    entropy, log_total = _entropy(logits_ptr, rows, there, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    before = tl.load(positions_ptr + i - 1, mask=in_range & (i > 0), other=-NUM_CHANNELS) // NUM_CHANNELS
+    owner = in_range & (before != rows)
+    entropy, log_total = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
     w = 1 / (1 + exponential(entropy))
 
-    r, sign, slope = _positives(logits_ptr, iou_ptr, i, positions, there, log_total, margin, SOFTMAX, COMPUTE)
-    upstream = tl.load(upstream_ptr + i, mask=there, other=0).to(COMPUTE)
-    of_iou = -upstream * w * sign
-    tl.store(of_iou_ptr + i, rounded(of_iou, of_iou_ptr), mask=there)
+    _, sign, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, log_total, margin, SOFTMAX, COMPUTE)
+    upstream = tl.load(upstream_ptr + i, mask=in_range, other=0).to(COMPUTE)
+    grad_iou = -upstream * w * sign
+    tl.store(grad_iou_ptr + i, round_to(grad_iou, grad_iou_ptr), mask=in_range)
 
     for start in range(0, NUM_CHANNELS, COLS):
         c, x = load_channels(logits_ptr, rows, owner, start, COLS, NUM_CHANNELS, COMPUTE)
-        excess = tl.zeros([ROWS], COMPUTE)
-        total_bump = tl.zeros([ROWS], COMPUTE)
+        sum_excess = tl.zeros([ROWS], COMPUTE)
+        sum_bumps = tl.zeros([ROWS], COMPUTE)
         gradient = tl.zeros([ROWS, COLS], COMPUTE)
         k, mine = i, owner
         while tl.max(mine.to(tl.int32)) > 0:
             position = tl.load(positions_ptr + k, mask=mine, other=0)
-            r, sign, slope = _positives(
+            r, sign, slope = _load_positives(
                 logits_ptr, iou_ptr, k, position, mine, log_total, margin, SOFTMAX, COMPUTE
-            )  # fmt: skip
+            )
             upstream = tl.load(upstream_ptr + k, mask=mine, other=0).to(COMPUTE)
             bump = tl.where(mine, upstream * w * sign * slope, 0)
-            excess += tl.where(mine, upstream * r, 0)
-            total_bump += bump
+            sum_excess += tl.where(mine, upstream * r, 0)
+            sum_bumps += bump
             channel = (position - rows * NUM_CHANNELS)[:, None]
             gradient += tl.where(c[None, :] == channel, bump[:, None], 0)
             k += 1
             following = tl.load(positions_ptr + k, mask=mine & (k < num_positives), other=-1)
             mine = mine & (k < num_positives) & (following // NUM_CHANNELS == rows)
-        spread = (excess * w * (1 - w))[:, None]
+        spread = (sum_excess * w * (1 - w))[:, None]
         if SOFTMAX:
             log_p = x - log_total[:, None]
             p = exponential(log_p)
-            gradient += p * (spread * (log_p + entropy[:, None]) - total_bump[:, None])
+            gradient += p * (spread * (log_p + entropy[:, None]) - sum_bumps[:, None])
         else:
             gradient += spread * x * _sigmoid(x)[2]
-        at = gradient_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]
+        at = grad_logits_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]
         mask = owner[:, None] & (c < NUM_CHANNELS)[None, :]
-        tl.store(at, rounded(gradient, gradient_ptr), mask=mask)
+        tl.store(at, round_to(gradient, grad_logits_ptr), mask=mask)
 
 
 def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
@@ -155,9 +187,16 @@ def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activ
     if iou.numel() > 0:
         tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
         _forward_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
-            logits.contiguous(), positions.contiguous(), iou.contiguous(), losses, iou.numel(), margin,
-            SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[dtype], **tile,
-        )  # fmt: skip
+            logits.contiguous(),
+            positions.contiguous(),
+            iou.contiguous(),
+            losses,
+            num_positives=iou.numel(),
+            margin=margin,
+            SOFTMAX=activation == "softmax",
+            COMPUTE=TRITON_DTYPE[dtype],
+            **tile,
+        )
     return losses
 
 
@@ -165,13 +204,21 @@ def backward(
     logits: Tensor, positions: Tensor, iou: Tensor, upstream: Tensor, margin: float, activation: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `logits` and `iou`."""
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    of_iou = torch.empty_like(iou, memory_format=torch.contiguous_format)
+    grad_logits = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    grad_iou = torch.empty_like(iou, memory_format=torch.contiguous_format)
     if iou.numel() > 0:
         tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
         _gradient_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
-            logits.contiguous(), positions.contiguous(), iou.contiguous(), upstream.contiguous(), gradient, of_iou,
-            iou.numel(), margin, SOFTMAX=activation == "softmax", COMPUTE=TRITON_DTYPE[result_dtype(logits, iou)],
+            logits.contiguous(),
+            positions.contiguous(),
+            iou.contiguous(),
+            upstream.contiguous(),
+            grad_logits,
+            grad_iou,
+            num_positives=iou.numel(),
+            margin=margin,
+            SOFTMAX=activation == "softmax",
+            COMPUTE=TRITON_DTYPE[result_dtype(logits, iou)],
             **tile,
-        )  # fmt: skip
-    return gradient, of_iou
+        )
+    return grad_logits, grad_iou

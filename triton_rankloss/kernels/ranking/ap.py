@@ -4,7 +4,11 @@
     best_i = min of err_k over p_k <= p_i      interpolation raises the precision: the minimum of the errors, 1 - q_i
     loss = mean best_i,   w_i = best_i / (b_i |P|),   update of positive i = -best_i / |P|
 
-Working with the error instead of 1 - prec_i keeps its digits when it is small.
+The error b_i / (a_i + b_i) keeps its digits where it is small; 1 - prec_i would lose them.
+
+    symbol               meaning
+    above [P]            b_i, from count.py
+    |P|                  positives of the scope, times the scopes that have a positive: the loss is the mean over these
 
     owner of outputs     program (t, s): the positives in tile t of scope s
     accumulation         float32 (float64 for float64 logits); the final sum over positives float64
@@ -16,16 +20,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ...distributed import join_ranks
-from ..candidates import TRITON_DTYPE, find_positives, positives_of_all, scopes_of
+from ..candidates import TRITON_DTYPE, find_positives, gather_positives, scopes_of
 from .count import count
-from .positives import TILE, empty_state, num_ranked_scopes, positives_above, sum_of_positives
+from .positives import TILE, empty_state, num_ranked_scopes, positives_above, sum_terms
+from .step import half_inverse
 
 
 @triton.jit
 def _error_kernel(
-    scores_ptr, offsets_ptr, above_ptr, error_ptr, half_inverse_delta,
-    TILE: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    scores_ptr,
+    offsets_ptr,
+    above_ptr,
+    error_ptr,
+    half_inverse_delta,
+    TILE: tl.constexpr,
+    HARD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """err_i."""
     tile, scope = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
@@ -40,10 +51,19 @@ def _error_kernel(
 
 @triton.jit
 def _update_kernel(
-    scores_ptr, offsets_ptr, above_ptr, error_ptr, weights_ptr, updates_ptr, num_scopes,
-    TILE: tl.constexpr, SCOPES: tl.constexpr, INTERPOLATE: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """w_i and the update of positive i, shares of the mean over all scopes that have a positive."""
+    scores_ptr,
+    offsets_ptr,
+    above_ptr,
+    error_ptr,
+    weights_ptr,
+    updates_ptr,
+    num_scopes,
+    TILE: tl.constexpr,
+    SCOPES: tl.constexpr,
+    INTERPOLATE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """w_i and the update of positive i."""
     tile, scope = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     i = first + tile * TILE + tl.arange(0, TILE)
@@ -76,10 +96,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, positions, scores, weights, updates [1, P], offsets)."""
     scopes = scopes_of(logits, targets, per_image)
-    own = find_positives(scopes, max_positives)
+    positives = find_positives(scopes, max_positives)
     arguments = {"delta": delta, "interpolate": interpolate}
-    ranks = join_ranks(group, "ap_loss", arguments, logits, own.scores.numel(), per_image)
-    positives = positives_of_all(own, ranks)
+    ranks = join_ranks(group, "ap_loss", arguments, logits, positives.scores.numel(), per_image)
+    positives = gather_positives(positives, ranks)
     positions, scores, offsets = positives
     above = ranks.total_count(count(scopes, positives, delta))
     error = torch.empty_like(above)
@@ -87,12 +107,19 @@ def forward(
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
     constants = {"TILE": TILE, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     if scores.numel() > 0:
-        half_inverse_delta = 0.5 / delta if delta > 0 else 0.0
-        _error_kernel[grid](scores, offsets, above, error, half_inverse_delta, HARD=delta == 0, **constants)
+        _error_kernel[grid](scores, offsets, above, error, half_inverse(delta), HARD=delta == 0, **constants)
         _update_kernel[grid](
-            scores, offsets, above, error, weights, updates, scopes.num_scopes,
-            SCOPES=triton.next_power_of_2(scopes.num_scopes), INTERPOLATE=interpolate, **constants,
-        )  # fmt: skip
-    losses = sum_of_positives(updates, offsets, scale=-1)
+            scores,
+            offsets,
+            above,
+            error,
+            weights,
+            updates,
+            num_scopes=scopes.num_scopes,
+            SCOPES=triton.next_power_of_2(scopes.num_scopes),
+            INTERPOLATE=interpolate,
+            **constants,
+        )
+    losses = sum_terms(updates, offsets, scale=-1)
     (loss,) = ranks.mean_over_scopes(losses, [weights, updates], offsets)
     return loss, positions, scores, weights, updates, offsets

@@ -1,13 +1,18 @@
-"""What AP, aLRP and Rank & Sort Loss compute over pairs of positives, and the sums over them.
+"""What AP, aLRP and Rank & Sort Loss compute over pairs of positives, and the sums over positives.
 
-a_i = sum_k H(p_k - p_i), k = i included      accumulated in float32 (float64 for float64 logits)
-losses = scale sum_i terms_i                  one program, float64, in a fixed order
+a_i = sum_k H(p_k - p_i), k = i included
+losses = scale sum_i terms_i
+
+owner of outputs     positives_above: the caller;  _sum_kernel l: loss l
+accumulation         a_i in float32 (float64 for float64 logits); losses in float64, in a fixed order
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .step import step
 
 # Positives per program, and per step of its loop: 8 pairs a thread, so that four sums of them stay in registers, in
 # float64 too. With 64, Rank & Sort spilled.
@@ -16,18 +21,17 @@ SUM_BLOCK = 1024
 
 
 @triton.jit
-def step(x, half_inverse_delta, HARD: tl.constexpr):
-    """H(x), with half_inverse_delta = 1 / (2 delta)."""
-    if HARD:
-        return (x >= 0).to(x.dtype)
-    return tl.clamp(x * half_inverse_delta + 0.5, 0.0, 1.0)
-
-
-@triton.jit
 def positives_above(
-    scores_ptr, p, first, last, half_inverse_delta, TILE: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr
+    scores_ptr,
+    p,
+    first,
+    last,
+    half_inverse_delta,
+    TILE: tl.constexpr,
+    HARD: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
-    """sum_k H(p_k - p_i) over the scope, k = i included, for a tile of scores p."""
+    """a_i of a tile of scores p, over the positives first:last of the scope."""
     sums = tl.zeros([TILE, TILE], COMPUTE)
     for start in range(first, last, TILE):
         k = start + tl.arange(0, TILE)
@@ -47,6 +51,7 @@ def num_ranked_scopes(offsets_ptr, num_scopes, SCOPES: tl.constexpr):
 
 @triton.jit
 def _sum_kernel(terms_ptr, num_positives_ptr, first_ptr, second_ptr, capacity, scale, BLOCK: tl.constexpr):
+    """Write one loss."""
     loss = tl.program_id(0)
     num_positives = tl.load(num_positives_ptr)
     sums = tl.zeros([BLOCK], tl.float64)
@@ -67,9 +72,10 @@ def empty_state(above: Tensor, num_updates: int, max_positives: int | None) -> t
     return weights, allocate((num_updates, above.numel()), dtype=above.dtype, device=above.device)
 
 
-def sum_of_positives(terms: Tensor, offsets: Tensor, scale: float = 1.0) -> list[Tensor]:
+def sum_terms(terms: Tensor, offsets: Tensor, scale: float = 1.0) -> list[Tensor]:
     """The losses, one or two: `scale` times the sums of the terms [K, P] over all positives."""
     num_losses, capacity = terms.shape
     losses = [torch.empty((), dtype=terms.dtype, device=terms.device) for _ in range(num_losses)]
-    _sum_kernel[(num_losses,)](terms, offsets[-1:], losses[0], losses[-1], capacity, scale, BLOCK=SUM_BLOCK)
+    num_positives = offsets[-1:]
+    _sum_kernel[num_losses,](terms, num_positives, losses[0], losses[-1], capacity, scale, BLOCK=SUM_BLOCK)
     return losses

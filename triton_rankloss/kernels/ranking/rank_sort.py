@@ -1,12 +1,19 @@
 """Rank & Sort Loss on the GPU: what lies between count and transport, over tiles of pairs of positives.
 
-H_ik = H(p_k - p_i),   r_i = sum_k H_ik,   t_i: IoU target,   m_i = sum_k [t_k < t_i] H_ik
+H_ik = H(p_k - p_i),   r_i = sum_k H_ik,   m_i = sum_k [t_k < t_i] H_ik
 ranking_i = b_i / (r_i + b_i)
 sorting_i = (sum_k H_ik (1 - t_k)) / r_i - (sum over t_k >= t_i of H_ik (1 - t_k)) / (r_i - m_i)
+ranking = mean ranking_i,   sorting = mean sorting_i
 w_i = ranking_i / (b_i |P|) where b_i > eps, else 0
 updates of positive i:  -w_i b_i  (ranking)
                         -sorting_i / |P| where m_i > 0, and
                         (1 / |P|) sum_k sorting_k [t_i < t_k] H_ki / m_k  (sorting)
+
+symbol               meaning
+t_i, above [P]       IoU targets; b_i, from count.py
+|P|                  positives of the scope, times the scopes that have a positive: losses are means over these
+terms [2, P]         shares of positive i in the means, ranking and sorting
+carried [P]          the share of sorting over m_i, which positive i carries to those that cause it; 0 for m_i = 0
 
 owner of outputs     program (t, s): the positives in tile t of scope s
 accumulation         float32 (float64 for float64 logits); the final sums over positives float64
@@ -19,18 +26,32 @@ from torch import Tensor
 
 from ...distributed import join_ranks
 from ...targets import is_per_anchor, values_at_positives
-from ..candidates import TRITON_DTYPE, find_positives, pad_to_bound, positives_of_all, scopes_of
+from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
 from .count import count
-from .positives import TILE, empty_state, num_ranked_scopes, step, sum_of_positives
+from .positives import TILE, empty_state, num_ranked_scopes, sum_terms
+from .step import half_inverse, step
 
 
 @triton.jit
 def _error_kernel(
-    scores_ptr, iou_ptr, offsets_ptr, above_ptr, weights_ptr, updates_ptr, terms_ptr, carried_ptr,
-    num_positives, num_scopes, eps, half_inverse_delta,
-    TILE: tl.constexpr, SCOPES: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """ranking_i, sorting_i as shares of the mean, w_i, the ranking update, and sorting_i / m_i for the missorted."""
+    scores_ptr,
+    iou_ptr,
+    offsets_ptr,
+    above_ptr,
+    weights_ptr,
+    updates_ptr,
+    terms_ptr,
+    carried_ptr,
+    num_positives,
+    num_scopes,
+    eps,
+    half_inverse_delta,
+    TILE: tl.constexpr,
+    SCOPES: tl.constexpr,
+    HARD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The terms of positive i, w_i, its ranking update, and what it carries."""
     tile, scope = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     i = first + tile * TILE + tl.arange(0, TILE)
@@ -56,7 +77,7 @@ def _error_kernel(
         above = tl.load(above_ptr + i, mask=i < last, other=0)
         r, m = tl.sum(in_order, 1), tl.sum(missorted, 1)
         target = tl.sum(in_order_error, 1) / r
-        # current - target with m pulled out: it is 0, not a rounding error, where nothing is missorted
+        # With m_i factored out of the difference of both means, it is 0, not a rounding error, for m_i = 0.
         sorting = (tl.sum(missorted_error, 1) - m * target) / (r + m)
         scale = 1 / ((last - first).to(COMPUTE) * num_ranked_scopes(offsets_ptr, num_scopes, SCOPES).to(COMPUTE))
         ranking = above / (r + m + above) * scale
@@ -71,10 +92,19 @@ def _error_kernel(
 
 @triton.jit
 def _sorting_update_kernel(
-    scores_ptr, iou_ptr, offsets_ptr, terms_ptr, carried_ptr, updates_ptr, num_positives, half_inverse_delta,
-    TILE: tl.constexpr, HARD: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Sorting errors, from the positives that have them to the positives that cause them."""
+    scores_ptr,
+    iou_ptr,
+    offsets_ptr,
+    terms_ptr,
+    carried_ptr,
+    updates_ptr,
+    num_positives,
+    half_inverse_delta,
+    TILE: tl.constexpr,
+    HARD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The sorting update: errors move from the positives that have them to the positives that cause them."""
     tile, scope = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     i = first + tile * TILE + tl.arange(0, TILE)
@@ -96,10 +126,15 @@ def _sorting_update_kernel(
 
 
 def forward(
-    logits: Tensor, targets: Tensor, iou: Tensor | None, delta: float, eps: float, per_image: bool,
+    logits: Tensor,
+    targets: Tensor,
+    iou: Tensor | None,
+    delta: float,
+    eps: float,
+    per_image: bool,
     max_positives: int | None,
     group: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(ranking, sorting, positions, scores, weights, updates [2, P], offsets)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
@@ -110,7 +145,7 @@ def forward(
     else:
         iou = pad_to_bound(iou, max_positives)
     ranks = join_ranks(group, "rank_sort_loss", {"delta": delta, "eps": eps}, logits, iou.numel(), per_image)
-    positives = positives_of_all(positives, ranks)
+    positives = gather_positives(positives, ranks)
     positions, scores, offsets = positives
     iou = ranks.gather_values(iou)
     above = ranks.total_count(count(scopes, positives, delta))
@@ -119,13 +154,32 @@ def forward(
     grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
     constants = {"TILE": TILE, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     if scores.numel() > 0:
-        half_inverse_delta = 0.5 / delta if delta > 0 else 0.0
         _error_kernel[grid](
-            scores, iou, offsets, above, weights, updates, terms, carried, scores.numel(), scopes.num_scopes, eps,
-            half_inverse_delta, SCOPES=triton.next_power_of_2(scopes.num_scopes), **constants,
-        )  # fmt: skip
+            scores,
+            iou,
+            offsets,
+            above,
+            weights,
+            updates,
+            terms,
+            carried,
+            num_positives=scores.numel(),
+            num_scopes=scopes.num_scopes,
+            eps=eps,
+            half_inverse_delta=half_inverse(delta),
+            SCOPES=triton.next_power_of_2(scopes.num_scopes),
+            **constants,
+        )
         _sorting_update_kernel[grid](
-            scores, iou, offsets, terms, carried, updates, scores.numel(), half_inverse_delta, **constants
-        )  # fmt: skip
-    ranking, sorting = ranks.mean_over_scopes(sum_of_positives(terms, offsets), [weights, updates], offsets)
+            scores,
+            iou,
+            offsets,
+            terms,
+            carried,
+            updates,
+            num_positives=scores.numel(),
+            half_inverse_delta=half_inverse(delta),
+            **constants,
+        )
+    ranking, sorting = ranks.mean_over_scopes(sum_terms(terms, offsets), [weights, updates], offsets)
     return ranking, sorting, positions, scores, weights, updates, offsets

@@ -1,0 +1,1 @@
+"""What only developers of the package run; nothing here is installed."""

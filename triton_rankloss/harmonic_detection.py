@@ -1,0 +1,433 @@
+"""Harmonic loss of a whole detection head."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .boxes import box_losses
+from .checks import (
+    check_avg_factor,
+    check_background,
+    check_bool,
+    check_boxes,
+    check_choice,
+    check_float_tensor,
+    check_logits_and_targets,
+    check_number,
+    check_softmax_labels,
+    split_avg_factor,
+)
+from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
+from .harmonic import localization_losses
+from .module import LossModule
+from .reference import harmonic as reference
+from .targets import are_labels, positive_positions
+from .task_contrastive import task_contrastive_losses
+
+# Logits at a time on a CPU: what autograd keeps of them stays in its caches.
+BLOCK = 2**18
+CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
+
+
+def harmonic_detection_loss(
+    logits: Tensor,
+    targets: Tensor,
+    pred_boxes: Tensor,
+    target_boxes: Tensor,
+    *,
+    pred_deltas: Tensor | None = None,
+    target_deltas: Tensor | None = None,
+    classification: str = "bce",
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    background: int = -1,
+    beta: float = 1.0,
+    iou_weight: float = 1.5,
+    iou_gamma: float = 0.8,
+    detach_factors: bool = False,
+    task_contrastive_weight: float = 0.0,
+    task_contrastive_margin: float = 0.2,
+    avg_factor: float | Tensor | None = None,
+    eps: float = 1e-7,
+) -> Tensor:
+    r"""The harmonic loss of a whole detection head: its classification and its localization, in one.
+
+    For positives i with classification loss :math:`c_i` and localization loss :math:`l_i`, and negatives j,
+
+    .. math::
+        \mathrm{loss} = \frac{1}{\mathrm{avg\_factor}} \Bigl(
+            \sum_i \bigl((1 + e^{-l_i}) c_i + (1 + e^{-c_i}) l_i + w_t t_i\bigr) + \sum_j c_j \Bigr)
+
+        l_i = \sum_c \mathrm{smooth}_\beta(\delta_{ic})
+            + w_\mathrm{iou} (1 + \mathrm{IoU}_i)^\gamma (1 - \mathrm{IoU}_i)
+
+    with :math:`\delta = ` `pred_deltas` - `target_deltas` and :math:`t_i` the term of :func:`task_contrastive_loss`.
+
+    Args:
+        logits: scores, [..., C] or [N], any floating dtype.
+        targets: dense, of the shape of `logits` (> 0 positive, 0 negative, -1 ignored), or integer labels of shape
+            ``logits.shape[:-1]`` (0..C-1 foreground, C background, -1 ignored). For softmax: labels, the channel of
+            each sample, below 0 ignored.
+        pred_boxes: decoded boxes (x1, y1, x2, y2) of the positives, [P, 4], in row-major order of the positives.
+        target_boxes: the boxes they should be, [P, 4]. No gradient reaches them.
+        pred_deltas: box offsets as the head regresses them, [P, D], in the same order; usually the same predictions
+            as `pred_boxes` before decoding. Without them :math:`l_i` is its IoU part alone.
+        target_deltas: the offsets to reach, [P, D]. No gradient reaches them.
+        classification: "bce" and "focal" take every logit by itself through a sigmoid: a positive anchor is positive
+            in one channel and negative in the others. "softmax" takes samples, over C classes and background. With
+            "bce" the easy negatives of a dense head outweigh everything else; take "focal" there.
+        focal_alpha: for "focal", the weight of positives, in [0, 1]; of negatives it is 1 - focal_alpha.
+        focal_gamma: for "focal", the focusing exponent, >= 0.
+        background: for "softmax", the background's channel, counted from the end if below 0.
+        beta: where smooth L1 becomes a line, in units of the offsets; 0 is the L1 loss.
+        iou_weight: :math:`w_\mathrm{iou}`, >= 0.
+        iou_gamma: :math:`\gamma`, in [0, 1].
+        detach_factors: treat the harmonic factors as constants in differentiation.
+        task_contrastive_weight: :math:`w_t`, >= 0; the IoU in the term is that of `pred_boxes`, differentiated too.
+        task_contrastive_margin: the margin of that term, in [0, 1].
+        avg_factor: what the sum is divided by, a number or a tensor without dimensions, > 0 (the value of a tensor is
+            not checked). Default: the number of positives, for "softmax" of samples that are not ignored, at least 1.
+        eps: of the IoU, in squared units of the boxes.
+
+    Returns:
+        A scalar: float64 for float64 logits, else float32. Without positives the negatives' part alone.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
+        RuntimeError: in a second backward through the gradient.
+
+    An infinite logit counts as a large finite one: 1e30, or the largest that the dtype can hold. A NaN among the
+    candidates makes the loss NaN, and so does, for softmax, a label beyond the last channel. Costs a host
+    synchronization.
+
+    Source: Wang and Zhang, ICCV 2021, arXiv 2108.10809, harmonic loss, harmonic IoU loss and task-contrastive loss;
+    the paper's classification is the softmax form. There is no published code.
+    """
+    _check_parameters(
+        classification,
+        background,
+        detach_factors,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+        beta=beta,
+        iou_weight=iou_weight,
+        iou_gamma=iou_gamma,
+        task_contrastive_weight=task_contrastive_weight,
+        task_contrastive_margin=task_contrastive_margin,
+        eps=eps,
+    )
+    is_softmax = classification == "softmax"
+    if is_softmax:
+        check_softmax_labels(logits, targets, background, "targets")
+    else:
+        check_logits_and_targets(logits, targets)
+    _check_positives(logits, pred_boxes, target_boxes, pred_deltas, target_deltas)
+    check_avg_factor(avg_factor, logits)
+
+    target_boxes = target_boxes.detach()
+    target_deltas = None if target_deltas is None else target_deltas.detach()
+    activation = "softmax" if is_softmax else "sigmoid"
+    weights = (1.0 - focal_alpha, float(focal_alpha), focal_gamma) if classification == "focal" else (1.0, 1.0, 0.0)
+    positions = positive_positions(logits, targets, background if is_softmax else None)
+    localization = localization_losses(
+        pred_boxes, target_boxes, pred_deltas, target_deltas, beta, iou_weight, iou_gamma, eps
+    )
+    loss, scale, _ = _detection_loss(
+        logits,
+        targets,
+        positions,
+        localization,
+        activation,
+        background,
+        *weights,
+        detach_factors,
+        *split_avg_factor(avg_factor),
+    )
+    if task_contrastive_weight > 0:
+        iou = 1 - box_losses(pred_boxes, target_boxes, "iou", 0.0, eps)
+        terms = task_contrastive_losses(logits, positions, iou, task_contrastive_margin, activation)
+        loss = loss + (task_contrastive_weight * scale * terms.sum()).to(loss.dtype)
+    return loss
+
+
+class HarmonicDetectionLoss(LossModule):
+    """See :func:`triton_rankloss.harmonic_detection_loss`."""
+
+    def __init__(
+        self,
+        *,
+        classification: str = "bce",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        background: int = -1,
+        beta: float = 1.0,
+        iou_weight: float = 1.5,
+        iou_gamma: float = 0.8,
+        detach_factors: bool = False,
+        task_contrastive_weight: float = 0.0,
+        task_contrastive_margin: float = 0.2,
+        eps: float = 1e-7,
+    ) -> None:
+        super().__init__(
+            classification=classification,
+            focal_alpha=focal_alpha,
+            focal_gamma=focal_gamma,
+            background=background,
+            beta=beta,
+            iou_weight=iou_weight,
+            iou_gamma=iou_gamma,
+            detach_factors=detach_factors,
+            task_contrastive_weight=task_contrastive_weight,
+            task_contrastive_margin=task_contrastive_margin,
+            eps=eps,
+        )
+        _check_parameters(**self.options())
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        pred_boxes: Tensor,
+        target_boxes: Tensor,
+        pred_deltas: Tensor | None = None,
+        target_deltas: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar."""
+        return harmonic_detection_loss(
+            logits,
+            targets,
+            pred_boxes,
+            target_boxes,
+            pred_deltas=pred_deltas,
+            target_deltas=target_deltas,
+            avg_factor=avg_factor,
+            **self.options(),
+        )
+
+
+def _check_parameters(classification: str, background: int, detach_factors: bool, **numbers: float) -> None:
+    check_choice("classification", classification, ("bce", "focal", "softmax"))
+    check_background(background)
+    check_bool("detach_factors", detach_factors)
+    for name, value in numbers.items():
+        check_number(name, value, 0, 1 if name in ("focal_alpha", "iou_gamma", "task_contrastive_margin") else math.inf)
+
+
+def _check_positives(
+    logits: Tensor, pred_boxes: Tensor, target_boxes: Tensor, pred_deltas: Tensor | None, target_deltas: Tensor | None
+) -> None:
+    check_boxes("pred_boxes", pred_boxes, like=logits)
+    if pred_boxes.dim() != 2:
+        raise ValueError(f"pred_boxes must have shape [P, 4]; got {tuple(pred_boxes.shape)}")
+    check_boxes("target_boxes", target_boxes, like=logits, shape=pred_boxes.shape)
+    if (pred_deltas is None) != (target_deltas is None):
+        missing = "pred_deltas" if pred_deltas is None else "target_deltas"
+        raise ValueError(f"{missing} must be given too: smooth L1 needs both pred_deltas and target_deltas; got None")
+    if pred_deltas is None or target_deltas is None:
+        return
+    check_float_tensor("pred_deltas", pred_deltas, like=logits)
+    check_float_tensor("target_deltas", target_deltas, like=logits)
+    if pred_deltas.dim() != 2 or pred_deltas.shape[0] != pred_boxes.shape[0]:
+        raise ValueError(f"pred_deltas must have shape ({pred_boxes.shape[0]}, D); got {tuple(pred_deltas.shape)}")
+    if target_deltas.shape != pred_deltas.shape:
+        raise ValueError(
+            f"target_deltas must have the shape of pred_deltas, {tuple(pred_deltas.shape)}; got "
+            f"{tuple(target_deltas.shape)}"
+        )
+
+
+def _check_localization(localization: Tensor, positions: Tensor) -> None:
+    if localization.shape != positions.shape:
+        raise ValueError(
+            f"pred_boxes must hold one box for each of the {positions.numel()} positives; got {localization.numel()}"
+        )
+
+
+def _select_positives(
+    logits: Tensor, targets: Tensor, positions: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [P] of the positives, of a softmax rows [P, K]; the channels [P] that labels name; where they are)."""
+    if activation == "sigmoid":
+        return clamp_infinities(logits.reshape(-1)[positions]), positions, positions
+    num_channels = logits.shape[-1]
+    anchors = positions // num_channels
+    rows = clamp_infinities(logits.reshape(-1, num_channels)[anchors])
+    names_no_channel = targets.reshape(-1)[anchors] >= num_channels
+    return rows.masked_fill(names_no_channel.unsqueeze(1), math.nan), positions % num_channels, anchors
+
+
+def _in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) in blocks: flat, or with labels rows of logits."""
+    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
+    num_rows = max(1, BLOCK // max(1, num_columns))
+    rows = logits.view(targets.numel(), num_columns) if are_labels(logits, targets) else logits.view(-1)
+    return zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
+
+
+def _negatives(logits: Tensor, targets: Tensor, activation: str, background: int) -> Tensor:
+    """The logits of a block, with all that are no negatives replaced by certain ones: loss and gradient 0.
+
+    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
+    """
+    scores = clamp_infinities(logits)
+    if not are_labels(logits, targets):
+        return scores.masked_fill_(targets != 0, -CERTAIN)
+    num_channels = logits.shape[-1]
+    if activation == "softmax":
+        others = (targets != background % num_channels).nonzero().squeeze(1)
+        scores[others] = -CERTAIN
+        scores[others, background] = CERTAIN
+    else:
+        positives = ((targets >= 0) & (targets < num_channels)).nonzero().squeeze(1)
+        scores[positives, targets[positives].long()] = -CERTAIN
+        scores[(targets < 0).nonzero().squeeze(1)] = -CERTAIN
+    return scores
+
+
+def _losses_of_positives(scores: Tensor, channels: Tensor, activation: str, gamma: float) -> Tensor:
+    if activation == "sigmoid":
+        return reference.focal(scores, gamma)
+    return reference.cross_entropies(scores, channels)
+
+
+def _losses_of_negatives(scores: Tensor, background: int, activation: str, gamma: float) -> Tensor:
+    if activation == "sigmoid":
+        return reference.focal(-scores, gamma)
+    num_rows, num_channels = scores.shape
+    return reference.cross_entropies(scores, torch.full((num_rows,), background % num_channels, device=scores.device))
+
+
+@torch.library.custom_op("triton_rankloss::harmonic_detection_loss", mutates_args=())
+def _detection_loss(
+    logits: Tensor,
+    targets: Tensor,
+    positions: Tensor,
+    localization: Tensor,
+    activation: str,
+    background: int,
+    negative_weight: float,
+    positive_weight: float,
+    gamma: float,
+    detach_factors: bool,
+    avg_number: float | None,
+    avg_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, scale [], weights [2, P]), from the localization losses l_i [P] of the positives.
+
+    The activation is "sigmoid", of focal terms with class weights, or "softmax", which reads `background` alone.
+    Backward needs scale = 1 / avg_factor, the gradient of c_j, and weights = scale (dh/dc_i, dh/dl_i).
+    """
+    _check_localization(localization, positions)
+    dtype = accumulation_dtype(logits)
+    positives, channels, _ = _select_positives(logits, targets, positions, activation)
+    c = positive_weight * _losses_of_positives(positives, channels, activation, gamma).to(dtype)
+    sums_of_negatives = [
+        _losses_of_negatives(_negatives(*block, activation, background), background, activation, gamma).sum(dtype=dtype)
+        for block in _in_blocks(logits.contiguous(), targets)
+    ]
+    c_negatives = negative_weight * torch.stack(sums_of_negatives)
+    localization = localization.to(dtype)
+    if avg_tensor is not None:
+        avg_factor = avg_tensor.to(dtype)
+    elif avg_number is not None:
+        avg_factor = c.new_full((), avg_number)
+    else:
+        num_samples = (targets >= 0).sum() if activation == "softmax" else c.new_full((), len(c))
+        avg_factor = num_samples.clamp(min=1).to(dtype)
+    loss = reference.harmonic_detection_loss(c, c_negatives, localization, avg_factor, detach_factors)
+    slopes = dispatch.gradients(
+        lambda c, loc: reference.harmonic_loss(c, loc, detach_factors), [c, localization], torch.ones_like(c)
+    )
+    results = loss, 1 / avg_factor, torch.stack(slopes) / avg_factor
+    return tuple(result.to(result_dtype(logits)) for result in results)  # type: ignore[return-value]
+
+
+@_detection_loss.register_fake
+def _(
+    logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    scalar = logits.new_empty((), dtype=result_dtype(logits))
+    return scalar, torch.empty_like(scalar), scalar.new_empty((2, localization.shape[0]))
+
+
+@dispatch.kernel(_detection_loss)
+def _(
+    logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *parameters: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .kernels.pointwise import harmonic_detection
+
+    _check_localization(localization, positions)
+    return harmonic_detection.forward(logits, targets, positions, localization, *parameters)
+
+
+@torch.library.custom_op("triton_rankloss::harmonic_detection_loss_backward", mutates_args=())
+def _detection_loss_backward(
+    logits: Tensor,
+    targets: Tensor,
+    positions: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+    upstream: Tensor,
+    activation: str,
+    background: int,
+    negative_weight: float,
+    positive_weight: float,
+    gamma: float,
+) -> Tensor:
+    """Gradient of the logits, that of scale sum_j c_j + sum_i weights_i c_i; `weights` [P] are those of the c_i."""
+    factor = negative_weight * scale * upstream
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    blocks = _in_blocks(gradient, targets), _in_blocks(logits.contiguous(), targets)
+    for (of_block, _), block in zip(*blocks, strict=True):
+        negatives = _negatives(*block, activation, background)
+        (grad_negatives,) = dispatch.gradients(
+            lambda x: _losses_of_negatives(x, background, activation, gamma).sum(), [negatives], factor
+        )
+        of_block.copy_(grad_negatives)
+    positives, channels, places = _select_positives(logits, targets, positions, activation)
+    (grad_positives,) = dispatch.gradients(
+        lambda x: _losses_of_positives(x, channels, activation, gamma),
+        [positives],
+        positive_weight * weights * upstream,
+    )
+    gradient.view(-1, *positives.shape[1:])[places] = grad_positives.to(gradient.dtype)
+    return gradient
+
+
+_detection_loss_backward.register_fake(dispatch.fake_gradient)
+dispatch.once_differentiable(_detection_loss_backward)
+
+
+@dispatch.kernel(_detection_loss_backward)
+def _(*arguments: Any) -> Tensor:
+    from .kernels.pointwise import harmonic_detection
+
+    return harmonic_detection.backward(*arguments)
+
+
+def _detection_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets, positions, localization, *parameters = inputs
+    dispatch.save(ctx, (logits, targets, positions, *output[1:]), parameters[:5])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.localization_dtype = localization.dtype
+
+
+def _detection_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_logits = grad_localization = None
+    if upstream is not None:
+        logits, targets, positions, scale, weights = ctx.saved_tensors
+        if ctx.needs_input_grad[0]:
+            grad_logits = _detection_loss_backward(
+                logits, targets, positions, scale, weights[0], upstream, *ctx.parameters
+            )
+        if ctx.needs_input_grad[3]:
+            grad_localization = (weights[1] * upstream).to(ctx.localization_dtype)
+    return grad_logits, None, None, grad_localization, *[None] * 8
+
+
+_detection_loss.register_autograd(_detection_backward, setup_context=_detection_context)

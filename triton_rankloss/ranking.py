@@ -1,0 +1,256 @@
+"""What AP, aLRP and Rank & Sort Loss share: count on the reference, the state they keep, and transport in backward.
+
+A scope is what is ranked together: an image, or everything; with a process group, everything on all its ranks. Then a
+rank counts its own negatives against the positives of all, a sum over the ranks completes the counts, and each rank
+moves its own logits. What a loss does with the counts of a scope is its own, and stands in reference/<loss>.py.
+
+Each loss is one operator that returns its losses and an O(|P|) state; the gradient of the logits is made from that
+state in backward, scaled by the upstream gradient before it is rounded to their dtype.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from . import dispatch
+from .distributed import Ranks
+from .dtypes import accumulation_dtype, result_dtype
+from .reference import sorted as sorted_engine
+from .targets import are_labels, are_negative, negative_mask
+
+LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
+# Logits that are looked through, and negatives that are counted, at a time: temporaries that fit in caches, and memory
+# that is small beside a gradient. With four times as many AP Loss took twice as long where all negatives matter.
+LOGITS_AT_ONCE = 2**19
+NEGATIVES_AT_ONCE = 2**17
+
+
+class Batch(NamedTuple):
+    """Candidates of this rank, and the positives that they are ranked with."""
+
+    logits: Tensor
+    targets: Tensor
+    positions: Tensor  # int64 [P]: where the positives are in the logits, flat, row-major; -1 for those on other ranks
+    scores: Tensor  # [P] p_i
+    offsets: Tensor  # int64 [S + 1]: positives offsets[s]:offsets[s + 1] belong to scope s
+    ranks: Ranks
+
+
+class Error(NamedTuple):
+    """What a loss makes of the positives of a scope and the number of negatives above each; all scale together."""
+
+    losses: tuple[Tensor, ...]
+    weights: (
+        Tensor  # [P] w_i: negative j receives sum_i w_i H(n_j - p_i), times the upstream gradient of the first loss
+    )
+    updates: tuple[
+        Tensor, ...
+    ]  # K of [P]: what positive i receives, times the upstream gradients of the first K losses
+    besides: tuple[Tensor, ...] = ()  # [P] each: further gradients
+
+
+class State(NamedTuple):
+    """What backward needs; P is the number of positives, or the caller's bound on it."""
+
+    positions: Tensor
+    scores: Tensor
+    weights: Tensor
+    updates: Tensor  # [K, P]
+    offsets: Tensor
+
+
+def gather_batch(logits: Tensor, targets: Tensor, positions: Tensor, per_image: bool, ranks: Ranks) -> Batch:
+    """Split the positives at flat `positions` into scopes; fetch those of the other ranks, if they share the scope."""
+    num_scopes = max(1, logits.shape[0]) if per_image else 1
+    scores = clamp_scores(logits.reshape(-1)[positions])
+    if ranks.shared:
+        offsets = positions.new_tensor([0, sum(ranks.sizes)])
+        return Batch(logits, targets, ranks.gather_positions(positions), ranks.gather_values(scores), offsets, ranks)
+    ends = torch.arange(num_scopes + 1, device=logits.device) * (logits.numel() // num_scopes)
+    return Batch(logits, targets, positions, scores, torch.searchsorted(positions, ends), ranks)
+
+
+def rank(
+    batch: Batch,
+    delta: float,
+    max_positives: int | None,
+    error: Callable[[Tensor, Tensor, slice], Error],
+) -> tuple[tuple[Tensor, ...], State, tuple[Tensor, ...]]:
+    """Count in every scope, call `error`, and average over the scopes that have a positive: the reference's forward.
+
+    `error` is given the positives p [P] of a scope, the negatives above each, b [P], and where the scope is among all
+    positives. Returns (losses, state, what `error` found besides, for the positives of this rank).
+    """
+    found = []
+    for scope, logits, targets in split_scopes(batch.logits, batch.targets, batch.offsets):
+        positives = batch.scores[scope]
+        above = batch.ranks.total_count(count_negatives(logits, targets, positives, delta))
+        found.append(error(positives, above, scope))
+    mean = 1 / (batch.offsets.diff() > 0).sum().clamp(min=1).to(batch.scores.dtype)
+    losses = [torch.stack(parts).sum() * mean for parts in zip(*(scope.losses for scope in found), strict=True)]
+    weights = torch.cat([scope.weights for scope in found]) * mean
+    updates = torch.cat([torch.stack(scope.updates) for scope in found], 1) * mean
+    besides = [torch.cat(parts) * mean for parts in zip(*(scope.besides for scope in found), strict=True)]
+    losses = batch.ranks.mean_over_scopes(losses, [weights, updates, *besides], batch.offsets)
+
+    dtype = result_dtype(batch.logits)
+    state = State(batch.positions, batch.scores.to(dtype), weights.to(dtype), updates.to(dtype), batch.offsets)
+    losses = [loss.to(dtype) for loss in losses]
+    if max_positives is not None:
+        losses, state = pad_to_bound(losses, state, max_positives)
+    return tuple(losses), state, tuple(batch.ranks.own_values(part).to(dtype) for part in besides)
+
+
+def split_scopes(logits: Tensor, targets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(where its positives are among all, logits, targets) of every scope."""
+    bounds = list(pairwise(offsets.tolist()))
+    if len(bounds) == 1:
+        yield slice(*bounds[0]), logits, targets
+        return
+    for (first, last), scope_logits, scope_targets in zip(bounds, logits, targets, strict=True):
+        yield slice(first, last), scope_logits, scope_targets
+
+
+def clamp_scores(scores: Tensor) -> Tensor:
+    """Scores in float64, with the infinities of an overflow made very large numbers, which have differences."""
+    return scores.to(accumulation_dtype(scores)).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+def count_negatives(logits: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
+    """b_i [P]: how many negatives of a scope, on this rank, are ranked above each positive."""
+    above = torch.zeros_like(positives)
+    for _, _, negatives in relevant_negatives(logits, targets, positives, delta):
+        above += sorted_engine.count(negatives, positives, delta)
+    return above
+
+
+def relevant_negatives(
+    logits: Tensor, targets: Tensor, positives: Tensor, delta: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(block of the flat logits, positions in it [M], scores [M]) of the negatives that some positive can see.
+
+    Chooses by score first: where few are left, only their targets are looked up. NaN counts as seen, so that it reaches
+    the loss.
+    """
+    if positives.numel() == 0 or logits.numel() == 0:
+        return
+    lowest = positives.min() - delta
+    lowest = torch.where(lowest <= -LARGEST_SCORE, -torch.inf, lowest)  # among scores that are not clamped
+    start = 0
+    for block, block_targets in split_blocks(logits, targets):
+        seen = ~(block < lowest)
+        if 4 * int(seen.count_nonzero()) < seen.numel():
+            positions = seen.view(-1).nonzero().squeeze(1)
+            positions = positions[are_negative(block, block_targets, positions)]
+        else:
+            positions = (seen & negative_mask(block, block_targets)).view(-1).nonzero().squeeze(1)
+        for part in positions.split(NEGATIVES_AT_ONCE):
+            yield slice(start, start + block.numel()), part, clamp_scores(block.reshape(-1).index_select(0, part))
+        start += block.numel()
+
+
+def split_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) of about LOGITS_AT_ONCE logits each, flat; with labels of whole anchors, [A, C]."""
+    labels = are_labels(logits, targets)
+    rows = logits.reshape(targets.numel(), -1) if labels else logits.reshape(-1)
+    num_rows = max(1, LOGITS_AT_ONCE // (rows.shape[-1] if labels else 1))
+    yield from zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
+
+
+def pad_to_bound(losses: list[Tensor], state: State, max_positives: int) -> tuple[list[Tensor], State]:
+    """The state at the size of the caller's bound on the number of positives; beyond it everything is NaN.
+
+    The reference has counted the positives and needs no bound: it does what the contract says of one.
+    """
+    missing = max_positives - state.positions.numel()
+    nan = torch.nan if missing < 0 else 0
+    padded = State(
+        pad(state.positions, (0, missing)),
+        pad(state.scores, (0, missing)),
+        pad(state.weights, (0, missing)) + nan,
+        pad(state.updates, (0, missing)) + nan,
+        state.offsets.clamp(max=max_positives),
+    )
+    return [loss + nan for loss in losses], padded
+
+
+@torch.library.custom_op("triton_rankloss::transport", mutates_args=())
+def transport(
+    logits: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    positions: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    updates: Tensor,
+    offsets: Tensor,
+    delta: float,
+) -> Tensor:
+    """Gradient of the logits, in their dtype, from a `State` and the upstream gradients [K] of the losses."""
+    dtype = accumulation_dtype(logits)
+    upstream, scores = upstream.to(dtype), scores.to(dtype)
+    weights = weights.to(dtype) * upstream[0]
+    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    scope_gradients = gradient.view(offsets.numel() - 1, -1)
+    scopes = split_scopes(logits, targets, offsets)
+    for grad_scope, (scope, scope_logits, scope_targets) in zip(scope_gradients, scopes, strict=True):
+        for block, part, negatives in relevant_negatives(scope_logits, scope_targets, scores[scope], delta):
+            carried = sorted_engine.transport(negatives, scores[scope], weights[scope], delta)
+            grad_scope[block].scatter_(0, part, carried.to(gradient.dtype))
+    own = (positions >= 0) & (torch.arange(positions.numel(), device=positions.device) < offsets[-1])
+    gradient.view(-1)[positions[own]] = (upstream @ updates.to(dtype))[own].to(gradient.dtype)
+    return gradient
+
+
+@dispatch.kernel(transport)
+def _(*arguments: Any) -> Tensor:
+    from .kernels.ranking import transport
+
+    return transport.backward(*arguments)
+
+
+transport.register_fake(dispatch.fake_gradient)
+dispatch.once_differentiable(
+    transport,
+    "AP, aLRP and Rank & Sort Loss are error-driven: what backward returns is an update, not the gradient of a "
+    "function, and has no derivative. Call backward without create_graph=True.",
+)
+
+
+def fake_state(logits: Tensor, arguments: tuple[Any, ...], num_losses: int, num_updates: int) -> tuple[Tensor, ...]:
+    """Metadata of the losses and of a `State`; the last arguments of every ranking operator are these three."""
+    *_, per_image, max_positives, _group = arguments
+    num_positives = torch.library.get_ctx().new_dynamic_size() if max_positives is None else max_positives
+    dtype = result_dtype(logits)
+    return (
+        *(logits.new_empty((), dtype=dtype) for _ in range(num_losses)),
+        logits.new_empty(num_positives, dtype=torch.long),
+        logits.new_empty(num_positives, dtype=dtype),
+        logits.new_empty(num_positives, dtype=dtype),
+        logits.new_empty((num_updates, num_positives), dtype=dtype),
+        logits.new_empty((max(1, logits.shape[0]) if per_image else 1) + 1, dtype=torch.long),
+    )
+
+
+def save_state(ctx: Any, logits: Tensor, targets: Tensor, state: tuple[Tensor, ...], delta: float) -> None:
+    """Keep what `logits_gradient` needs; `state` are the fields of a `State`, and more behind them."""
+    dispatch.save(ctx, (logits, targets, *state))
+    ctx.mark_non_differentiable(*state)
+    ctx.delta = delta
+
+
+def logits_gradient(ctx: Any, *upstreams: Tensor | None) -> Tensor | None:
+    """Gradient of the logits, from the upstream gradients of the losses that move them (None: not used)."""
+    given = next((upstream for upstream in upstreams if upstream is not None), None)
+    if given is None or not ctx.needs_input_grad[0]:
+        return None
+    if len(upstreams) == 1:
+        upstream = given.reshape(1)
+    else:
+        upstream = torch.stack([torch.zeros_like(given) if u is None else u for u in upstreams])
+    logits, targets, *state = ctx.saved_tensors
+    return transport(logits, targets, upstream, *state[:5], ctx.delta)
