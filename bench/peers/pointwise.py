@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from triton_rankloss.reference import boxes, harmonic, iou_balanced
+from triton_rankloss.reference.focal import focal
 
 from . import Given
 from .ranking import wide
@@ -59,9 +60,10 @@ def dr(logits: Tensor, given: Given) -> Tensor:
 
 
 def harmonic_focal(logits: Tensor, given: Given) -> Tensor:
-    c = harmonic.sigmoid_losses(*cut(logits, given), 0.25, 0.75, 2.0)
+    positives, negatives = cut(logits, given)
     loc = harmonic.localization_loss(given["boxes"], given["target_boxes"])
-    return harmonic.harmonic_detection_loss(*c, loc, given["num_positives"])
+    terms = 0.25 * focal(positives, 2.0), 0.75 * focal(-negatives, 2.0)
+    return harmonic.harmonic_detection_loss(*terms, loc, given["num_positives"])
 
 
 def giou(pred_boxes: Tensor, given: Given) -> Tensor:
