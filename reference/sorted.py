@@ -60,8 +60,9 @@ def _sort_kinks(positives: Tensor, delta: float) -> tuple[Tensor, Tensor]:
 
 def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
     """How many kinks are at or below each candidate, [N]; [] where that is one number, as early in training."""
-    lowest, highest = torch.bucketize(torch.stack(candidates.aminmax()), kinks, right=True)
-    if lowest == highest:
+    extremes = torch.stack(candidates.aminmax())
+    lowest, highest = torch.bucketize(extremes, kinks, right=True)
+    if lowest == highest and not extremes.isnan().any():
         return lowest
     return torch.bucketize(candidates, kinks, right=True, out_int32=True)
 

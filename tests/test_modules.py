@@ -88,7 +88,7 @@ def test_boxes_go_through_the_fused_kernels(module, kinds, device, interpreted, 
     pred = target + torch.randn(8, 4, device=device) / 4
     launched = []
     if interpreted or device.type == "cuda":
-        from triton_rankloss.kernels import boxes
+        from triton_rankloss.kernels.pointwise import boxes
 
         for launch in (boxes.box_loss, boxes.box_loss_backward):
             monkeypatch.setattr(boxes, launch.__name__, lambda *a, launch=launch: launched.append(a[-3]) or launch(*a))

@@ -125,6 +125,19 @@ def test_losses_are_those_of_the_dense_reference(name, options, kind, delta, blo
         assert_close(actual, wanted, times=10, atol=1e-13)
 
 
+@every_loss
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_targets_are_looked_up_for_the_negatives_that_matter(name, num_classes, device):
+    """Of few negatives in sight of a positive; with one class, labels are as many as logits, and mean the opposite."""
+    logits, labels = batch("random", 1, 200, num_classes, 5)
+    logits = logits - 6.0 * (labels == num_classes).unsqueeze(-1)
+    values = torch.rand(5, dtype=torch.float64)
+    losses, gradients = evaluate(name, *(x.to(device) for x in (logits, labels, values)), delta=0.5)
+    expected, expected_gradients = oracle(name, logits, labels, values, delta=0.5)
+    for actual, wanted in zip((*losses, *gradients), (*expected, *expected_gradients), strict=True):
+        assert_close(actual, wanted, times=10, atol=1e-13)
+
+
 def test_one_positive_and_a_negative_of_its_score(device):
     # H = 1/2. AP and aLRP: 1 - 1 / 1.5 = 1/3; RS: 0.5 / (0.5 + 0.5) = 1/2.
     logits, targets = torch.ones(2, dtype=torch.float64, device=device), torch.tensor([1, 0], device=device)

@@ -105,6 +105,8 @@ class ALRPLoss(LossModule):
     iterations in an epoch.
     """
 
+    tau: float
+    steps_per_epoch: int | None
     localization_weight: Tensor
     sums: Tensor
     num_steps: Tensor
@@ -127,9 +129,15 @@ class ALRPLoss(LossModule):
         check_number("initial_weight", initial_weight, 0)
         if steps_per_epoch is not None:
             check_number("steps_per_epoch", steps_per_epoch, 1)
-        super().__init__(delta=delta, eps=eps, per_image=per_image, group=group, max_positives=max_positives)
-        self.tau = tau
-        self.steps_per_epoch = steps_per_epoch
+        super().__init__(
+            delta=delta,
+            eps=eps,
+            tau=tau,
+            steps_per_epoch=steps_per_epoch,
+            per_image=per_image,
+            group=group,
+            max_positives=max_positives,
+        )
         self.register_buffer("localization_weight", torch.tensor(float(initial_weight)))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
@@ -148,7 +156,7 @@ class ALRPLoss(LossModule):
             localization_errors = generalized_box_iou_loss(pred_boxes, target_boxes) / (2 * (1 - self.tau))
         elif localization_errors is None or pred_boxes is not None or target_boxes is not None:
             raise ValueError("give either localization_errors, or pred_boxes and target_boxes")
-        losses = alrp_loss(logits, targets, localization_errors, **self.options())
+        losses = alrp_loss(logits, targets, localization_errors, **self.options("tau", "steps_per_epoch"))
         weighted = losses._replace(localization=losses.localization * self.localization_weight)
         if self.training:
             self._observe(losses)
@@ -173,10 +181,6 @@ class ALRPLoss(LossModule):
         self.localization_weight = torch.where(due & (localization > 0), weight, self.localization_weight)
         self.sums = torch.where(due, 0, self.sums)
         self.num_steps = torch.where(due, 0, self.num_steps)
-
-    def extra_repr(self) -> str:
-        """The hyper-parameters."""
-        return f"{super().extra_repr()}, tau={self.tau:g}, steps_per_epoch={self.steps_per_epoch}"
 
 
 @torch.library.custom_op("triton_rankloss::alrp_loss", mutates_args=())
@@ -231,10 +235,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, classification: Tensor | None, localization: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
-    grad_errors = None
+    *saved, grad_errors = ctx.saved_tensors
+    of_errors = None
     if localization is not None and ctx.needs_input_grad[2]:
-        grad_errors = (ctx.saved_tensors[-1] * localization).to(ctx.errors_dtype)
-    return ranking.logits_gradient(ctx, classification), None, grad_errors, *[None] * 5
+        of_errors = (grad_errors * localization).to(ctx.errors_dtype)
+    return ranking.logits_gradient(ctx, saved, classification), None, of_errors, *[None] * 5
 
 
 _alrp_loss.register_autograd(_backward, setup_context=_setup_context)

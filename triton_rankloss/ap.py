@@ -136,7 +136,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return ranking.logits_gradient(ctx, loss), *[None] * 6
+    return ranking.logits_gradient(ctx, ctx.saved_tensors, loss), *[None] * 6
 
 
 _ap_loss.register_autograd(_backward, setup_context=_setup_context)

@@ -14,9 +14,9 @@ class LossModule(nn.Module):
         for name, value in options.items():
             setattr(self, name, value)
 
-    def options(self) -> dict[str, Any]:
-        """The hyper-parameters, by name."""
-        return {name: getattr(self, name) for name in self._names}
+    def options(self, *others: str) -> dict[str, Any]:
+        """The hyper-parameters, by name, but for `others`, which only the module has."""
+        return {name: getattr(self, name) for name in self._names if name not in others}
 
     def extra_repr(self) -> str:
         """All of them but those that are None."""

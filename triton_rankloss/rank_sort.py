@@ -199,7 +199,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, mean_ranking: Tensor | None, mean_sorting: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return ranking.logits_gradient(ctx, mean_ranking, mean_sorting), *[None] * 7
+    return ranking.logits_gradient(ctx, ctx.saved_tensors, mean_ranking, mean_sorting), *[None] * 7
 
 
 _rank_sort_loss.register_autograd(_backward, setup_context=_setup_context)

@@ -8,7 +8,7 @@ Each loss is one operator that returns its losses and an O(|P|) state; the gradi
 state in backward, scaled by the upstream gradient before it is rounded to their dtype.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -144,10 +144,10 @@ def relevant_negatives(
     for block, block_targets in split_blocks(logits, targets):
         seen = ~(block < lowest)
         if 4 * int(seen.count_nonzero()) < seen.numel():
-            positions = seen.view(-1).nonzero().squeeze(1)
+            positions = seen.reshape(-1).nonzero().squeeze(1)
             positions = positions[are_negative(block, block_targets, positions)]
         else:
-            positions = (seen & negative_mask(block, block_targets)).view(-1).nonzero().squeeze(1)
+            positions = (seen & negative_mask(block, block_targets)).reshape(-1).nonzero().squeeze(1)
         for part in positions.split(NEGATIVES_AT_ONCE):
             yield slice(start, start + block.numel()), part, clamp_scores(block.reshape(-1).index_select(0, part))
         start += block.numel()
@@ -243,8 +243,11 @@ def save_state(ctx: Any, logits: Tensor, targets: Tensor, state: tuple[Tensor, .
     ctx.delta = delta
 
 
-def logits_gradient(ctx: Any, *upstreams: Tensor | None) -> Tensor | None:
-    """Gradient of the logits, from the upstream gradients of the losses that move them (None: not used)."""
+def logits_gradient(ctx: Any, saved: Sequence[Tensor], *upstreams: Tensor | None) -> Tensor | None:
+    """Gradient of the logits, from what `save_state` keeps and the upstream gradients of the losses (None: not used).
+
+    `saved` is given, since checkpointing lets a backward unpack `ctx.saved_tensors` once.
+    """
     given = next((upstream for upstream in upstreams if upstream is not None), None)
     if given is None or not ctx.needs_input_grad[0]:
         return None
@@ -252,5 +255,5 @@ def logits_gradient(ctx: Any, *upstreams: Tensor | None) -> Tensor | None:
         upstream = given.reshape(1)
     else:
         upstream = torch.stack([torch.zeros_like(given) if u is None else u for u in upstreams])
-    logits, targets, *state = ctx.saved_tensors
-    return transport(logits, targets, upstream, *state[:5], ctx.delta)
+    logits, targets, *state = saved
+    return transport(logits, targets, upstream, *state, ctx.delta)

@@ -80,11 +80,10 @@ def select(logits: Tensor, positions: Tensor) -> Tensor:
 
 def are_negative(logits: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
     """Which of the logits at flat `positions` are negatives, bool: `negative_mask` where only a few are asked for."""
-    targets = targets.reshape(-1)
-    if targets.numel() == logits.numel():
-        return targets[positions] == 0
+    if not are_labels(logits, targets):
+        return targets.reshape(-1)[positions] == 0
     anchors = positions // logits.shape[-1]
-    labels = targets[anchors]
+    labels = targets.reshape(-1)[anchors]
     return (labels >= 0) & (labels != positions - anchors * logits.shape[-1])
 
 
