@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Result files of the benchmark suites.")
     commands = parser.add_subparsers(dest="command", required=True)
     page = commands.add_parser("report", help="one Markdown page and plots")
-    page.add_argument("files", nargs="+", type=Path)
+    page.add_argument("files", nargs="+", type=Path, help="or folders of files bench*.json")
     page.add_argument("--out", type=Path, help="folder; default: bench/results/<machine>")
     two = commands.add_parser("compare", help="flag what became slower; exit code 1 if anything of ours did")
     two.add_argument("before", type=Path)
@@ -33,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     return int(regressed)
 
 
-def report(files: list[Path], folder: Path | None) -> int:
+def report(paths: list[Path], folder: Path | None) -> int:
     """Write README.md, plots and the files themselves into `folder`."""
     from .plots import draw
     from .report import page
 
+    files = [file for path in paths for file in (sorted(path.glob("bench*.json")) if path.is_dir() else [path])]
     results = load(files)
     folder = folder or Path(__file__).parent / "results" / results.machine["machine"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,10 +68,10 @@ def compare(before: Results, after: Results, threshold: float) -> tuple[str, boo
 
 def judge(before: Row, after: Row, threshold: float) -> str:
     """ "slower" or "faster" where the medians differ by more than `threshold` and the quartiles do not overlap."""
-    (low_before, old, high_before), (low_after, new, high_after) = before.quartiles, after.quartiles
-    if new > threshold * old and low_after > high_before:
-        return "slower"
-    return "faster" if old > threshold * new and low_before > high_after else ""
+    for first, second, verdict in ((before, after, "slower"), (after, before, "faster")):
+        if second.median > threshold * first.median and second.quartiles[0] > first.quartiles[2]:
+            return verdict
+    return ""
 
 
 if __name__ == "__main__":

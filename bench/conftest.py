@@ -2,15 +2,14 @@
 
 import os
 import platform
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
 from .cases import Case
-from .resources import copy_bandwidth
 from .turns import DEVICE
 from .workloads import Made, Workload
 
@@ -22,62 +21,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def quick(request: pytest.FixtureRequest) -> bool:
-    return request.config.getoption("--quick")
-
-
-@pytest.fixture(scope="session")
-def bandwidth() -> float:
-    """Bytes per second, measured in this run."""
-    return copy_bandwidth()
-
-
-@pytest.fixture(scope="session")
 def last() -> dict[Any, Case]:
     """The case measured last: others are not kept in memory."""
     return {}
 
 
 @pytest.fixture
-def case(
-    request: pytest.FixtureRequest, last: dict, bandwidth: float, quick: bool, loss: str, workload: Workload | Made
-) -> Case:
+def case(request: pytest.FixtureRequest, last: dict, loss: str, workload: Workload | Made) -> Case:
     """The case of a test, measured with the implementations that were selected when the first of them asks for it."""
     if (loss, workload) not in last:
         last.clear()
         tests = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
         peers = [test["peer"] for test in tests if (test.get("loss"), test.get("workload")) == (loss, workload)]
+        quick, budget = map(request.config.getoption, ("--quick", "--seconds"))
         size = workload.quick() if quick and isinstance(workload, Workload) else workload
-        last[loss, workload] = Case(loss, size, peers, 0 if quick else request.config.getoption("--seconds"), bandwidth)
+        last[loss, workload] = Case(loss, size, peers, 0 if quick else budget)
     return last[loss, workload]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Only what explains a number: no host names."""
-    cpu = machine_info["cpu"].get("brand_raw", platform.processor())
-    gpu = torch.cuda.get_device_name() if DEVICE == "cuda" else None
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else machine_info["cpu"].get("brand_raw", "CPU")
+    name = device if DEVICE == "cuda" else f"cpu-{os.cpu_count()}core"
     machine_info.clear()
     machine_info |= {
-        "machine": (gpu or f"cpu-{os.cpu_count()}core").lower().replace(" ", "-"),
-        "device": gpu or cpu,
-        "cpu": cpu,
+        "machine": name.lower().replace(" ", "-"),
+        "device": device,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": None,
-        "system": platform.system(),
+        "triton": import_module("triton").__version__ if find_spec("triton") else None,
         "quick": config.getoption("--quick"),
     }
-    with suppress(PackageNotFoundError):
-        machine_info["triton"] = version("triton")
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
     """Without single durations and the runner's own settings, and to six digits: these files are kept."""
     output_json["commit_info"] = {name: output_json["commit_info"].get(name) for name in ("id", "dirty")}
     for benchmark in output_json["benchmarks"]:
-        del benchmark["options"], benchmark["stats"]["data"]
-        benchmark["params"] = {name: str(value) for name, value in benchmark["params"].items()}
+        del benchmark["options"], benchmark["params"], benchmark["stats"]["data"]
         for values in (benchmark["stats"], benchmark["extra_info"]):
             values |= {name: float(f"{value:.6g}") for name, value in values.items() if isinstance(value, float)}

@@ -8,8 +8,6 @@ from .peers import OURS
 from .report import AXES, NAMES, POINTWISE, RANKING
 from .results_file import Results, Row, cases
 
-# Cases whose errors differ; of a GPU's set those that are called alike.
-ACCURACY = ("million-init", "fewer-hard", "fewer-init-bf16", "retinanet-init", "retinanet-hard", "retinanet-init-bf16")
 # Marker, colour and line of every implementation: told apart without colour too.
 STYLES = {
     OURS: ("o", "black", "-"),
@@ -32,27 +30,23 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
     drawn = {
         "ranking": (times, [row for row in plain if row.key[0] in RANKING]),
         "pointwise": (times, [row for row in plain if row.key[0] in POINTWISE]),
-        "accuracy": (accuracy, [row for row in plain if row.key[0] == "ap" and row.key[1] in ACCURACY]),
         "scaling": (along_axes, scaling),
     }
     return {name: save(fill(rows), folder / f"{name}.png") for name, (fill, rows) in drawn.items() if cases(rows)}
 
 
-def figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """(plot, panels beside each other)."""
+def panels(number: int, width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     plot = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    panels = plot.subplots(1, columns, sharey=True, squeeze=False)[0]
-    for axes in panels:
-        axes.grid(which="major", color="0.92")
-    return plot, panels
+    return plot, plot.subplots(1, number, sharey=True, squeeze=False)[0]
 
 
 def save(plot: Any, file: Path) -> str:
     """With one entry per implementation below."""
     handles = {}
     for axes in plot.axes:
+        axes.grid(which="major", color="0.92")
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     plot.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     plot.savefig(file, dpi=110)
@@ -62,7 +56,7 @@ def save(plot: Any, file: Path) -> str:
 def times(rows: list[Row]) -> Any:
     """Every case a line, every implementation a mark at its time."""
     found = cases(rows)
-    plot, (axes,) = figure(1, 9, 1.6 + 0.34 * len(found))
+    plot, (axes,) = panels(1, 9, 1.6 + 0.34 * len(found))
     for y, of_case in enumerate(found.values()):
         seconds = [row.median for row in of_case.values()]
         axes.plot([min(seconds), max(seconds)], [y, y], color="0.85", zorder=1)
@@ -74,34 +68,20 @@ def times(rows: list[Row]) -> Any:
     return plot
 
 
-def accuracy(rows: list[Row]) -> Any:
-    """Error of the gradient over time, a panel for every case that shows something of its own."""
-    found = cases(rows)
-    plot, panels = figure(len(found), 1 + 3 * len(found), 3.6)
-    for axes, ((_, workload), of_case) in zip(panels, found.items(), strict=True):
-        for peer, row in of_case.items():
-            mark(axes, peer, [row.median], [max(row.info["error_gradient"], 1e-10)])
-        axes.set(xscale="log", yscale="log", xlabel=SECONDS, title=workload)
-    panels[0].set_ylabel("relative error of the gradient")
-    return plot
-
-
 def along_axes(rows: list[Row]) -> Any:
-    """A panel for every axis."""
     names = [axis for axis in AXES if any(row.info["axis"] == axis for row in rows)]
-    plot, panels = figure(len(names), 1 + 3 * len(names), 3.9)
-    for axes, name in zip(panels, names, strict=True):
+    plot, all_axes = panels(len(names), 1 + 3 * len(names), 3.9)
+    for axes, name in zip(all_axes, names, strict=True):
         along = [row for row in rows if row.info["axis"] == name]
         for peer in dict.fromkeys(row.key[2] for row in along):
             found = [row for row in along if row.key[2] == peer]
             mark(axes, peer, [row.info["at"] for row in found], [row.median for row in found], connect=True)
         ours = [row for row in along if row.key[2] == OURS]
         mark(axes, "memory floor", [row.info["at"] for row in ours], [row.info["floor"] for row in ours], connect=True)
-        info = ours[-1].info
-        logits, positives = f"{info['logits']:,} logits", f"{info['positives']:,} positives"
-        held = {"negatives": positives, "positives": f"{logits}, mixed", "classes": f"{positives}"}.get(name, logits)
+        logits, positives = (f"{ours[-1].info[number]:,} {number}" for number in ("logits", "positives"))
+        held = {"positives": f"{logits}, mixed", "relevant": logits}.get(name, positives)
         axes.set(xscale="log", yscale="log", xlabel=f"{name} ({held})")
-    panels[0].set_ylabel(SECONDS)
+    all_axes[0].set_ylabel(SECONDS)
     return plot
 
 

@@ -1,7 +1,8 @@
-"""What a call takes beside time, how long it takes on a GPU, and what the machine can copy."""
+"""What a call takes beside time, and what the machine can copy."""
 
 import statistics
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -26,13 +27,7 @@ def peak_memory(call: Callable[[], object]) -> int:
     return peak
 
 
-def on_gpu(call: Callable[[], object]) -> list[float]:
-    """[lower quartile, median, upper quartile] of seconds behind cleared caches, launches hidden where they can be."""
-    from triton.testing import do_bench
-
-    return [milliseconds / 1e3 for milliseconds in do_bench(call, quantiles=[0.25, 0.5, 0.75])]
-
-
+@cache
 def copy_bandwidth() -> float:
     """Bytes per second, read plus written, of copying between two tensors too large for the caches."""
     source = torch.zeros(2**30 if DEVICE == "cuda" else 2**28, dtype=torch.uint8, device=DEVICE)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +17,19 @@ class Row(NamedTuple):
 
     key: tuple[str, str, str]  # loss, workload, peer
     quartiles: list[float]  # seconds: lower quartile, median, upper quartile
-    info: dict[str, Any]  # "ratio": the same of its time over ours, of rounds in which both had their turn
+    info: dict[str, Any]
 
     @property
     def median(self) -> float:
-        """Seconds."""
         return self.quartiles[1]
 
+    @property
+    def ratio(self) -> list[float]:
+        """Quartiles of its time over ours, of rounds in which both had their turn."""
+        return self.info["ratio"]
 
-@dataclass(frozen=True)
-class Results:
+
+class Results(NamedTuple):
     """What one file, or several of one machine, holds."""
 
     machine: dict[str, Any]

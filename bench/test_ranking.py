@@ -2,7 +2,7 @@
 
 import pytest
 
-from .cases import with_peers
+from .cases import name, with_peers
 from .workloads import RANKING
 
 # AP Loss on everything; what differs in the other two is among the positives.
@@ -10,6 +10,6 @@ FEW = [each for each in RANKING if each.name.endswith(("fewer-init", "retinanet-
 CASES = [*(("ap", each) for each in RANKING), *((loss, each) for loss in ("alrp", "rank_sort") for each in FEW)]
 
 
-@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(CASES), ids=str)
+@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(CASES), ids=name)
 def test_ranking(benchmark, case, peer):
     case.benchmark(benchmark, peer)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from .cases import with_peers
+from .cases import name, with_peers
 from .workloads import scaling
 
 
-@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(("ap", each) for each in scaling()), ids=str)
+@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(("ap", each) for each in scaling()), ids=name)
 def test_scaling(benchmark, case, peer):
     case.benchmark(benchmark, peer)

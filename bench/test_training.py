@@ -2,13 +2,13 @@
 
 import pytest
 
-from .cases import with_peers
+from .cases import name, with_peers
 from .training import TRAININGS
 
 CASES = [(loss, each) for each in TRAININGS for loss in ("ap", "rank_sort")]
 
 
-@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(CASES), ids=str)
+@pytest.mark.parametrize(("loss", "workload", "peer"), with_peers(CASES), ids=name)
 def test_training(benchmark, case, peer):
     case.benchmark(benchmark, peer)
     benchmark.extra_info["loss_seconds"] = case.seconds_of_loss(peer)

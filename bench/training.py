@@ -6,7 +6,6 @@ AdamW, which has a learning rate of 0 so that all implementations see the same s
 
 import importlib
 import sys
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +18,13 @@ from .turns import DEVICE
 from .workloads import Made, Problem, detection
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # of images, (logits [B, A, C], box deltas [B, A, 4])
 
 
 class Training(Problem):
     """One batch and the network that is trained on it; as a problem, its logits."""
 
-    def __init__(self, model: nn.Module, network: Network, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+        """`network` makes logits [B, A, C] and box deltas [B, A, 4] of images."""
         with torch.no_grad():
             logits, _ = network(images)
         self.positive = labels < logits.shape[-1]
@@ -33,7 +32,7 @@ class Training(Problem):
         super().__init__(**vars(detection(logits, labels, iou.to(logits.device), as_labels=True)))
         self.info |= {"axis": "training", "images": len(images)}
         self.network, self.images = network, images
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=0)
 
     def run(self, loss: Loss) -> None:
         """One step."""
@@ -57,31 +56,9 @@ def example_detector() -> Training:
     training_set = data.TrainingSet(digits.digit_scenes(8, 128, 0), torch.device(DEVICE))
     batch = next(training_set.batches(8, torch.Generator().manual_seed(0)))
     torch.manual_seed(0)
-    model = detector.Detector(10, prior=0.01).to(DEVICE, memory_format=torch.channels_last)
-    return Training(model, model, evaluate.normalize(batch.images), batch.labels)
+    network = detector.Detector(10, prior=0.01).to(DEVICE, memory_format=torch.channels_last)
+    return Training(network, evaluate.normalize(batch.images), batch.labels)
 
 
-@cache
-def retinanet() -> Training:
-    """torchvision's RetinaNet-R50-FPN without pretrained weights, 80 classes, on two images of noise, 400 positives."""
-    from torchvision.models.detection import retinanet_resnet50_fpn
-
-    torch.manual_seed(0)
-    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=80).to(DEVICE)
-
-    def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = model.head(list(model.backbone(images).values()))
-        return found["cls_logits"], found["bbox_regression"]
-
-    images = torch.randn(2, 3, 800, 800, device=DEVICE)
-    with torch.no_grad():
-        labels = torch.full(network(images)[0].shape[:-1], 80, device=DEVICE)
-    labels.view(-1)[torch.randperm(labels.numel(), device=DEVICE)[:400]] = torch.randint(80, (400,), device=DEVICE)
-    return Training(model, network, images, labels)
-
-
-TRAININGS = []
-if find_spec("sklearn"):  # the scenes are made of its digits
-    TRAININGS.append(Made("example detector", lambda seed: example_detector()))
-if DEVICE == "cuda" and find_spec("torchvision"):
-    TRAININGS.append(Made("RetinaNet-R50", lambda seed: retinanet()))
+# The scenes are made of scikit-learn's digits.
+TRAININGS = [Made("example detector", lambda seed: example_detector())] if find_spec("sklearn") else []

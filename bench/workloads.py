@@ -32,15 +32,12 @@ class Problem:
     info: dict[str, Any] = field(default_factory=dict)  # what a row of results says about it
 
     def loss_and_gradient(self, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Forward and backward."""
         leaf = self.leaf.detach().requires_grad_()
         value = loss(leaf, self.given)
         (gradient,) = torch.autograd.grad(value, leaf)
         return value.detach(), gradient
 
-    def run(self, loss: Loss) -> None:
-        """What is timed."""
-        self.loss_and_gradient(loss)
+    run = loss_and_gradient  # what is timed
 
     def exact(self) -> "Problem":
         """The same, to be computed in float64."""
@@ -80,10 +77,8 @@ def detection(logits: Tensor, labels: Tensor, iou: Tensor, as_labels: bool) -> P
 
 
 def find_positions(logits: Tensor, labels: Tensor) -> Tensor:
-    """Flat positions of the positive logits [P], row-major."""
-    labels = labels.reshape(-1)
-    anchors = (labels < logits.shape[-1]).nonzero().squeeze(1)
-    return anchors * logits.shape[-1] + labels[anchors]
+    anchors = (labels.reshape(-1) < logits.shape[-1]).nonzero().squeeze(1)
+    return anchors * logits.shape[-1] + labels.reshape(-1)[anchors]
 
 
 def dense_targets(logits: Tensor, labels: Tensor) -> Tensor:
@@ -104,9 +99,6 @@ class Workload:
     dtype: torch.dtype = torch.float32
     labels: bool = False  # targets as labels; else dense
 
-    def __str__(self) -> str:
-        return self.name
-
     def quick(self) -> "Workload":
         """The same at a tiny size."""
         shape = (*(min(n, 4) for n in self.shape[:-2]), min(self.shape[-2], 400), min(self.shape[-1], 10))
@@ -114,7 +106,6 @@ class Workload:
         return replace(self, shape=shape, num_positives=min(self.num_positives, 40), relevant=relevant)
 
     def problem(self, seed: int) -> Problem:
-        """The workload's `seed`-th drawing."""
         # Generated where it is used: on a GPU the largest would take minutes to generate on the host.
         generator = torch.Generator(DEVICE).manual_seed(1000 + seed)
         (low_mean, low_std), (high_mean, high_std) = SCORES[self.scores]
@@ -152,24 +143,19 @@ def boxes(num_boxes: int, seed: int) -> Problem:
 
 
 class Made(NamedTuple):
-    """A workload that has one size."""
-
     name: str
     problem: Callable[[int], Problem]  # of a seed
 
-    def __str__(self) -> str:
-        return self.name
 
-
-MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
-FEWER = replace(MILLION, name="fewer-init", num_positives=300)
-RETINANET = Workload("retinanet-init", (2, 200_000, 80), 400, "init", labels=True)
-RANKING = {
+TRAINED = {"scores": "trained", "relevant": 0.01}
+if DEVICE == "cpu":
     # Sized for two cores: one image, or one decoder layer, of what the GPU set holds.
-    "cpu": (
+    MILLION = Workload("million-init", (12_513, 80), 1000, "init")  # 1 M negatives and 1000 positives
+    FEWER = replace(MILLION, name="fewer-init", num_positives=300)
+    RANKING = (
         MILLION,
-        replace(MILLION, name="million-trained", scores="trained", relevant=0.01),
-        replace(MILLION, name="million-trained-labels", scores="trained", relevant=0.01, labels=True),
+        replace(MILLION, name="million-trained", **TRAINED),
+        replace(MILLION, name="million-trained-labels", **TRAINED, labels=True),
         FEWER,
         replace(FEWER, name="fewer-hard", scores="hard"),
         replace(FEWER, name="fewer-ties", scores="ties"),
@@ -177,26 +163,26 @@ RANKING = {
         Workload("proposals", (2048, 81), 500, "init", labels=True),
         Workload("atss-image", (1, 22_000, 80), 156, "trained", relevant=0.1, labels=True),
         Workload("detr-layer", (16, 900, 80), 200, "init", labels=True),
-        Workload("lvis-crop", (1, 5_500, 1203), 250, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+        Workload("lvis-crop", (1, 5_500, 1203), 250, **TRAINED, dtype=torch.bfloat16, labels=True),
         Workload("edges", (50_000, 1), 20_000, "hard"),  # a map's pixels: about as many positives as negatives
-    ),
-    "cuda": (
+    )
+    MANY = replace(MILLION, name="million", scores="trained", labels=True)
+else:
+    RETINANET = Workload("retinanet-init", (2, 200_000, 80), 400, "init", labels=True)
+    RANKING = (
         RETINANET,
-        replace(RETINANET, name="retinanet-trained", scores="trained", relevant=0.01),
+        replace(RETINANET, name="retinanet-trained", **TRAINED),
         replace(RETINANET, name="retinanet-hard", scores="hard"),
         replace(RETINANET, name="retinanet-ties", scores="ties"),
-        replace(RETINANET, name="retinanet-init-dense", labels=False),
         replace(RETINANET, name="retinanet-init-bf16", dtype=torch.bfloat16),
         Workload("atss-batch16", (16, 22_000, 80), 2500, "trained", relevant=0.1, labels=True),
         Workload("proposals", (2048, 81), 500, "init", labels=True),
         Workload("detr-aux", (6, 16, 900, 80), 1200, "init", labels=True),
-        Workload("lvis", (16, 22_000, 1203), 4000, "trained", relevant=0.01, dtype=torch.bfloat16, labels=True),
+        Workload("lvis", (16, 22_000, 1203), 4000, **TRAINED, dtype=torch.bfloat16, labels=True),
         Workload("edges", (320_000, 1), 100_000, "hard"),
-    ),
-}[DEVICE]
-_MANY = replace(MILLION, name="million", labels=True) if DEVICE == "cpu" else replace(RETINANET, name="retinanet")
-_MANY = replace(_MANY, scores="trained")
-POINTWISE = [_MANY, replace(_MANY, name=f"{_MANY.name}-bf16", dtype=torch.bfloat16)]
+    )
+    MANY = replace(RETINANET, name="retinanet", scores="trained")
+POINTWISE = [MANY, replace(MANY, name=f"{MANY.name}-bf16", dtype=torch.bfloat16)]
 BOXES = Made("boxes", partial(boxes, 2**18 if DEVICE == "cpu" else 2**24))
 
 

@@ -49,8 +49,6 @@ class SearchedBuckets(Buckets):
 
 
 def formulas(make_buckets: type[Buckets]) -> dict[str, Formula]:
-    """By loss."""
-
     def of(formula: Callable[..., Update]) -> Formula:
         def meet_buckets(positives: Tensor, negatives: Tensor, *values_and_delta: Any) -> Update:
             *values, delta = values_and_delta

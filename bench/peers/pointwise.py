@@ -1,15 +1,15 @@
 """Losses that take every logit or box once: the reference's formulas, for eager autograd and for a compiler.
 
 They make their dense targets of labels themselves, which a compiler fuses away. A formula on separate negatives gets
-all logits, those of the positives so low that they add nothing: to select would cost more than the formula. That is
-exact for all but DR Loss, whose formula is written here with masks.
+all logits, those of the positives so low that they add nothing: to select would cost more than the formula. Where that
+would not be exact, in DR Loss and the softmax, masks do it.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
 from triton_rankloss.reference import boxes, harmonic, iou_balanced
 from triton_rankloss.reference.focal import focal
@@ -48,7 +48,10 @@ def iou_balanced_focal(logits: Tensor, given: Given) -> Tensor:
 
 def iou_balanced_cross_entropy(logits: Tensor, given: Given) -> Tensor:
     x, labels, iou = wide(logits).flatten(0, -2), given["softmax_labels"].flatten(), given["iou_per_anchor"].flatten()
-    return iou_balanced.iou_balanced_cross_entropy_loss(x, labels, iou, 1.5, x.shape[1] - 1, given["num_samples"])
+    terms, is_negative = cross_entropy(x, labels, reduction="none"), labels == x.shape[1] - 1
+    of_negatives, of_positives = torch.where(is_negative, terms, 0), torch.where(is_negative, 0, terms)
+    sums = iou_balanced.sum_terms(of_negatives, of_positives, iou_balanced.iou_weights(iou, 1.5))
+    return iou_balanced.balance(sums, given["num_samples"])
 
 
 def dr(logits: Tensor, given: Given) -> Tensor:
@@ -68,3 +71,7 @@ def harmonic_focal(logits: Tensor, given: Given) -> Tensor:
 
 def giou(pred_boxes: Tensor, given: Given) -> Tensor:
     return boxes.generalized_box_iou_loss(pred_boxes, given["target_boxes"]).sum()
+
+
+FORMULAS = {loss.__name__: loss for loss in (iou_balanced_focal, iou_balanced_cross_entropy, dr, giou)}
+FORMULAS["harmonic"] = harmonic_focal

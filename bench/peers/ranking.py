@@ -25,8 +25,8 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def ranking_losses(formula: Formula, logits: Tensor, targets: Tensor, values: Sequence[Tensor], delta: float) -> Any:
-    """Losses of `formula`, connected to `logits`; dense `targets`: > 0 positive, 0 negative, below 0 ignored."""
+def ranking_loss(formula: Formula, logits: Tensor, targets: Tensor, values: Sequence[Tensor], delta: float) -> Tensor:
+    """Sum of the losses of `formula`; dense `targets`: > 0 positive, 0 negative, below 0 ignored."""
     with torch.no_grad():
         scores, targets = wide(logits).reshape(-1), targets.reshape(-1)
         at_positives = (targets > 0).nonzero().squeeze(1)
@@ -37,23 +37,20 @@ def ranking_losses(formula: Formula, logits: Tensor, targets: Tensor, values: Se
         gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
         gradient.view(-1)[at_positives] = update.to(gradient.dtype)
         gradient.view(-1)[at_negatives] = carried.to(gradient.dtype)
-    return StoredUpdate.apply(logits, gradient, *losses)
+    return StoredUpdate.apply(logits, gradient, sum(losses))
 
 
 class StoredUpdate(torch.autograd.Function):
-    """Losses whose update is made in forward and kept, as large as the logits, until backward: the published way.
-
-    The update is scaled by the upstream gradient of the first loss, which must be that of all that move the logits.
-    """
+    """A loss whose update is made in forward and kept, as large as the logits, until backward: the published way."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, gradient: Tensor, *losses: Tensor) -> Any:
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        return tuple(loss.clone() for loss in losses)
+        return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *others: Tensor) -> Any:
-        return ctx.saved_tensors[0] * upstream, None, None, *(None for _ in others)
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return ctx.saved_tensors[0] * upstream, None, None
 
 
 def localization(positives: Tensor, errors: Tensor, rank: Tensor) -> Tensor:

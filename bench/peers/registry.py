@@ -5,8 +5,8 @@ from torch import Tensor
 import triton_rankloss as rankloss
 
 from ..workloads import dense_targets
-from . import OURS, Given, Loss, Peer, bucketed, loop, pointwise, vectorized
-from .ranking import Formula, ranking_losses
+from . import OURS, YARDSTICK, Given, Loss, Peer, bucketed, loop, pointwise, vectorized
+from .ranking import Formula, ranking_loss
 from .vectorized import compiled
 
 OUR_LOSSES: dict[str, Loss] = {
@@ -32,39 +32,31 @@ RANKING = {
     "vectorized": vectorized.formulas(vectorized.BLOCKS),
     "vectorized-compiled": vectorized.formulas(vectorized.FUSED),
 }
-POINTWISE: dict[str, Loss] = {
-    "iou_balanced_focal": pointwise.iou_balanced_focal,
-    "iou_balanced_cross_entropy": pointwise.iou_balanced_cross_entropy,
-    "dr": pointwise.dr,
-    "harmonic": pointwise.harmonic_focal,
-    "giou": pointwise.giou,
-}
-# Another loss: what every detector already pays.
-YARDSTICK = Peer("torchvision-focal", pointwise.sigmoid_focal, truth=pointwise.sigmoid_focal)
+FOCAL = Peer(YARDSTICK, pointwise.sigmoid_focal, truth=pointwise.sigmoid_focal)
 
 
-def ranking_loss(loss: str, formula: Formula) -> Loss:
-    """The sum of the parts. Peers take dense targets: one that is given labels has to make them, which counts."""
+def of_ranking(loss: str, formula: Formula) -> Loss:
+    """Peers take dense targets: one that is given labels has to make them, which counts."""
 
-    def total(logits: Tensor, given: Given) -> Tensor:
+    def run(logits: Tensor, given: Given) -> Tensor:
         iou, targets = given["iou"], given["targets"]
         targets = targets if targets.is_floating_point() else dense_targets(logits, targets)
         values = {"ap": [], "alrp": [1 - iou], "rank_sort": [iou]}[loss]
-        return sum(ranking_losses(formula, logits, targets, values, 0.5 if loss == "rank_sort" else 1.0))
+        return ranking_loss(formula, logits, targets, values, 0.5 if loss == "rank_sort" else 1.0)
 
-    return total
+    return run
 
 
 def truth_of(loss: str) -> Loss:
     """What is right, given float64: the matrix of all pairs, or the formula."""
-    return POINTWISE.get(loss) or ranking_loss(loss, RANKING["vectorized"][loss])
+    return pointwise.FORMULAS.get(loss) or of_ranking(loss, RANKING["vectorized"][loss])
 
 
 def peers_of(loss: str) -> list[Peer]:
     """All implementations of a loss, ours first."""
-    ours, formula = Peer(OURS, OUR_LOSSES[loss]), POINTWISE.get(loss)
+    ours, formula = Peer(OURS, OUR_LOSSES[loss]), pointwise.FORMULAS.get(loss)
     if formula is None:
-        losses = {name: ranking_loss(loss, formulas[loss]) for name, formulas in RANKING.items()}
+        losses = {name: of_ranking(loss, formulas[loss]) for name, formulas in RANKING.items()}
         return [ours, *(Peer(name, of, exact=not name.startswith("bucketed")) for name, of in losses.items())]
     fused = Peer("formula-compiled", lambda x, given: compiled(formula)(x, given))
-    return [ours, Peer("formula", formula), fused, *([YARDSTICK] if loss != "giou" else [])]
+    return [ours, Peer("formula", formula), fused, *([FOCAL] if loss != "giou" else [])]

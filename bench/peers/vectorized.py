@@ -81,4 +81,4 @@ def formulas(engine: Any) -> dict[str, Formula]:
 
 
 def split(found: tuple[Tensor, ...], num_losses: int) -> Any:
-    return found[:num_losses], found[num_losses], found[num_losses + 1]
+    return found[:num_losses], *found[num_losses : num_losses + 2]
