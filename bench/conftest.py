@@ -60,6 +60,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
     """Without single durations and the runner's own settings, and to six digits: these files are kept."""
     output_json["commit_info"] = {name: output_json["commit_info"].get(name) for name in ("id", "dirty")}
     for benchmark in output_json["benchmarks"]:
-        del benchmark["options"], benchmark["params"], benchmark["stats"]["data"]
+        del benchmark["options"], benchmark["params"], benchmark["param"]
+        benchmark["stats"] = {name: benchmark["stats"][name] for name in ("min", "q1", "median", "q3", "max", "rounds")}
         for values in (benchmark["stats"], benchmark["extra_info"]):
             values |= {name: float(f"{value:.6g}") for name, value in values.items() if isinstance(value, float)}

@@ -38,11 +38,11 @@ def page(results: Results, plots: dict[str, str]) -> str:
     plain, scaling, steps = results.along(), results.along(*AXES), results.along("training")
     ranking, pointwise = ([row for row in plain if row.key[0] in losses] for losses in (RANKING, POINTWISE))
     sections = (
-        ("ranking", "Ranking losses, forward + backward", table(ranking, ratio, TIMES)),
+        ("ranking", "Ranking losses, forward + backward", table(ranking, ratio, SIZES | RELEVANT | TIMES)),
         ("accuracy", "Accuracy against cost", table(ranking, error), ACCURACY),
         ("memory", "Peak extra memory, in gradients", table(ranking, memory), "The gradient itself is 1."),
         ("scaling", "Scaling of AP Loss, forward + backward", exponents(scaling)),
-        ("pointwise", "Every logit or box once, forward + backward", table(pointwise, ratio, TIMES)),
+        ("pointwise", "Every logit or box once, forward + backward", table(pointwise, ratio, SIZES | TIMES)),
         ("training", "End to end", table(steps, share, SIZES), TRAINING),
         ("ranks", "Over many ranks", ranks(results.along("ranks")), RANKS),
         ("ahead", "Where a peer is ahead", ahead([*plain, *scaling]) or "Nowhere."),
@@ -138,8 +138,8 @@ def size(name: str) -> Cell:
 
 
 SIZES = {name: size(name) for name in ("logits", "positives")}
-TIMES = SIZES | {
-    "relevant": size("relevant"),
+RELEVANT = {"relevant": size("relevant")}
+TIMES = {
     "ours, ms": lambda ours: milliseconds(ours.median),
     "floor": lambda ours: f"{ours.info['floor'] / ours.median:.2f}",
 }
