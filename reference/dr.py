@@ -11,7 +11,7 @@ parts of a whole, brought to one shift, add up to its sums.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 from . import add_up
 
@@ -39,12 +39,15 @@ def hinge(excess: Tensor, L: float, tau: float) -> Tensor:
 
 
 def tilted_sums(p: Tensor, k: float) -> Tensor:
-    """(shift, sum w, sum w p), [3], of p [M]; the shift is the p that weighs most, of no p what could weigh least."""
+    """(shift, sum w, sum w p), [3], of p [M]; the shift is the p that weighs most, of no p what could weigh least.
+
+    For k > 0 a p of -inf does not count: it weighs nothing.
+    """
     if p.numel() == 0:
         return add_up(p).new_tensor([float(k < 0), 0, 0])
-    shift = (p.max() if k > 0 else p.min()).detach()
+    shift = (p.amax() if k > 0 else p.amin()).clamp(min=0).detach()
     w = (k * (p - shift)).exp()
-    return torch.stack([add_up(shift), add_up(w), add_up(w * p)])
+    return torch.stack([add_up(shift), add_up(w), add_up(w * p.clamp(min=0))])
 
 
 def add_tilted_sums(parts: Tensor, k: float) -> Tensor:
@@ -61,7 +64,8 @@ def tilted_mean(sums: Tensor, default: float) -> Tensor:
     return torch.where(total == 0, default, weighted / total.clamp(min=1))  # the p that weighs most adds 1 to the total
 
 
-def tilted_excess(logits: Tensor, k: float, shift: Tensor, mean: Tensor) -> Tensor:
-    """w (p - pbar), whose derivative w (1 + k (p - pbar)) dp/dx is that of pbar, times sum w, if pbar stays `mean`."""
-    p = logsigmoid(logits).exp()  # of sigmoid autograd makes p (1 - p), which loses digits where p is near 1
-    return (k * (p - shift)).exp() * (p - mean)
+def tilted_slopes(logits: Tensor, k: float, shift: Tensor, mean: Tensor) -> Tensor:
+    """w (1 + k (p - pbar)) dp/dx: the derivatives of pbar = `mean` in the logits, times sum w."""
+    p = logits.sigmoid()
+    # 1 - p loses digits where p is near 1; sigmoid(-x) has them.
+    return (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * (-logits).sigmoid()

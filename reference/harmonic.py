@@ -5,7 +5,7 @@ A positive has the classification loss c_i and the localization loss l_i, a nega
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid, smooth_l1_loss
+from torch.nn.functional import logsigmoid, smooth_l1_loss
 
 from .boxes import harmonic_iou_loss
 from .focal import focal as focal
@@ -63,12 +63,7 @@ def harmonic_detection_loss(
     """(sum_i h(c_i, l_i) + sum_j c_j) / avg_factor, of c_i [P], c_j [N] and l_i [P].
 
     With a sigmoid, c is weight * focal(x) for a positive with logit x and weight * focal(-x) for a negative; with a
-    softmax it is `cross_entropies` of a row of logits, and negatives are the rows of the background.
+    softmax it is the cross-entropy of a row of logits, and negatives are the rows of the background.
     """
     harmonic = harmonic_loss(positives, localization, detach_factors)
     return (harmonic.sum() + negatives.sum(dtype=harmonic.dtype)) / avg_factor
-
-
-def cross_entropies(rows: Tensor, channels: Tensor) -> Tensor:
-    """log(sum_c exp(x_c)) - x_channel of rows of logits [M, K] with a channel [M] each."""
-    return cross_entropy(rows, channels, reduction="none")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, relative_error
+from cases import assert_close
 from hypothesis import given, settings, strategies as st
 
 import triton_rankloss as trl
@@ -16,13 +16,6 @@ LOSSES = {
     "diou": trl.distance_box_iou_loss,
     "ciou": trl.complete_box_iou_loss,
     "harmonic": trl.harmonic_iou_loss,
-}
-MODULES = {
-    "iou": trl.BoxIoULoss,
-    "giou": trl.GeneralizedBoxIoULoss,
-    "diou": trl.DistanceBoxIoULoss,
-    "ciou": trl.CompleteBoxIoULoss,
-    "harmonic": trl.HarmonicIoULoss,
 }
 every_loss = pytest.mark.parametrize("kind", LOSSES)
 MAX_EXAMPLES = 5 if os.environ.get("TRITON_INTERPRET") == "1" else 25  # decorators cannot read fixtures
@@ -102,14 +95,13 @@ def test_losses_and_gradients(kind, grid, device):
     on_device = (tensor.to(device) for tensor in (boxes1, boxes2, upstream))
     losses, gradient1, gradient2 = gradients_of(LOSSES[kind], *on_device)
     assert losses.dtype == torch.float64
-    assert relative_error(losses, torch.tensor([literal(kind, *pair) for pair in zip(boxes1.tolist(), boxes2.tolist())]
-                                               , dtype=torch.float64)) < 1e-12  # fmt: skip
+    assert_close(losses, [literal(kind, *pair) for pair in zip(boxes1.tolist(), boxes2.tolist())])
     boxes1.requires_grad_(), boxes2.requires_grad_()
     expected = as_torchvision_writes_it(kind, boxes1, boxes2)
     expected1, expected2 = torch.autograd.grad(expected, (boxes1, boxes2), upstream)
-    assert relative_error(losses, expected) < 1e-12
-    assert relative_error(gradient1, expected1) < 1e-12
-    assert relative_error(gradient2, expected2) < 1e-12
+    assert_close(losses, expected)
+    assert_close(gradient1, expected1)
+    assert_close(gradient2, expected2)
 
 
 # a = (0, 0, 2, 2) against b. All of them with eps = 0.
@@ -197,129 +189,19 @@ def test_properties(kind, coordinates, shift, scale):
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype(kind, dtype, device):
-    boxes1, boxes2 = (50 * proper(64)).to(device, dtype), (50 * proper(64)).to(device, dtype)  # areas overflow float16
-    upstream = torch.ones(64, device=device)
-    losses, gradient1, gradient2 = gradients_of(LOSSES[kind], boxes1, boxes2, upstream)
-    expected, expected1, expected2 = gradients_of(LOSSES[kind], boxes1.double(), boxes2.double(), upstream)
-    assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert gradient1.dtype == gradient2.dtype == dtype
-    assert relative_error(losses, expected) < min(TOLERANCE[dtype], 1e-6)
-    assert relative_error(gradient1, expected1) < TOLERANCE[dtype]
-    assert relative_error(gradient2, expected2) < TOLERANCE[dtype]
-
-
-def test_dtypes_may_differ(device):
-    boxes1, boxes2 = proper(8).to(device, torch.float16), proper(8).to(device)
-    losses, gradient1, gradient2 = gradients_of(trl.box_iou_loss, boxes1, boxes2, torch.ones(8, device=device))
-    assert (losses.dtype, gradient1.dtype, gradient2.dtype) == (torch.float64, torch.float16, torch.float64)
-
-
-@every_loss
-def test_reductions(kind, device):
+def test_any_shape_in_front_of_the_coordinates(kind, device):
     boxes1, boxes2 = proper(3, 5).to(device), proper(3, 5).to(device)
     losses = LOSSES[kind](boxes1, boxes2)
-    assert losses.shape == (3, 5)
-    assert LOSSES[kind](boxes1, boxes2, reduction="sum").item() == pytest.approx(losses.sum().item())
-    assert LOSSES[kind](boxes1, boxes2, reduction="mean").item() == pytest.approx(losses.sum().item() / 15)
-    assert LOSSES[kind](boxes1[0, 0], boxes2[0, 0]).item() == losses[0, 0].item()
-    for reduction in ("none", "mean", "sum"):
-        module = MODULES[kind](reduction=reduction)
-        assert torch.equal(module(boxes1, boxes2), LOSSES[kind](boxes1, boxes2, reduction=reduction))
-        assert f"reduction={reduction!r}, eps=1e-07" in repr(module)
+    assert_close(losses.flatten(), LOSSES[kind](boxes1.flatten(0, 1), boxes2.flatten(0, 1)))
+    assert_close(LOSSES[kind](boxes1[0, 0], boxes2[0, 0]), losses[0, 0])
 
 
 @every_loss
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_no_boxes(kind, reduction, device):
-    boxes1 = torch.zeros(0, 4, device=device, requires_grad=True)
-    loss = LOSSES[kind](boxes1, torch.zeros(0, 4, device=device), reduction=reduction)
-    assert loss.sum().item() == 0
-    assert loss.shape == ((0,) if reduction == "none" else ())
-    loss.sum().backward()
-    assert boxes1.grad.shape == (0, 4)
-
-
-@every_loss
-@pytest.mark.parametrize("column", range(4))
-def test_nan_in_nan_out(kind, column, device):
-    boxes1, boxes2 = proper(2).to(device), proper(2).to(device)
-    boxes1[0, column] = torch.nan
-    losses, gradient1, _ = gradients_of(LOSSES[kind], boxes1, boxes2, torch.ones(2, device=device))
-    assert losses.isnan().tolist() == [True, False]
-    assert gradient1.isnan().any(1).tolist() == [True, False]
-
-
-@every_loss
-def test_strided_boxes(kind, device):
-    boxes1, boxes2, upstream = proper(20).to(device), proper(20).to(device), torch.randn(20, device=device)
-    expected = gradients_of(LOSSES[kind], boxes1, boxes2, upstream)
-    columns = boxes1.t().contiguous().t(), boxes2.repeat(1, 2)[:, :4]
-    assert not columns[0].is_contiguous()
-    for actual, wanted in zip(gradients_of(LOSSES[kind], *columns, upstream), expected):
-        assert relative_error(actual, wanted) < 1e-14
-    # The upstream gradient of a sum is one number, expanded.
-    expected = gradients_of(LOSSES[kind], boxes1, boxes2, torch.ones(20, device=device))[1]
-    actual = gradients_of(LOSSES[kind], *columns, torch.tensor(1.0, device=device), reduction="sum")[1]
-    assert relative_error(actual, expected) < 1e-14
-
-
-BOXES = torch.zeros(3, 4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((BOXES.tolist(), BOXES), TypeError, "boxes1 must be a tensor; got list"),
-        ((BOXES.long(), BOXES), TypeError, "boxes1 must have a floating-point dtype; got torch.int64"),
-        ((BOXES, BOXES.int()), TypeError, "boxes2 must have a floating-point dtype; got torch.int32"),
-        ((BOXES[:, :3], BOXES), ValueError, r"boxes1 must have shape \[..., 4\]; got \(3, 3\)"),
-        ((BOXES[0, 0], BOXES), ValueError, r"boxes1 must have shape \[..., 4\]; got \(\)"),
-        ((BOXES, BOXES[:1]), ValueError, r"boxes2 must have the shape .* \(3, 4\); got \(1, 4\)"),
-        ((BOXES, BOXES.to("meta")), ValueError, "boxes2 must be on the same device .* cpu; got meta"),
-        ((BOXES, BOXES, "max"), ValueError, "reduction must be one of 'none', 'mean', 'sum'; got 'max'"),
-        ((BOXES, BOXES, "sum", -1.0), ValueError, "eps must be >= 0 and finite; got -1.0"),
-        ((BOXES, BOXES, "sum", "0"), TypeError, "eps must be a number; got str"),
-    ],
-)
-@pytest.mark.parametrize("kind", list(LOSSES)[:4])
-def test_bad_arguments(kind, arguments, error, message):
-    with pytest.raises(error, match=message):
-        LOSSES[kind](*arguments)
-    if len(arguments) > 2:
-        with pytest.raises(error, match=message):
-            MODULES[kind](*arguments[2:])
-
-
-@every_loss
-def test_double_backward(kind, device):
-    boxes1, boxes2 = proper(3).to(device).requires_grad_(), proper(3).to(device)
-    loss = LOSSES[kind](boxes1, boxes2, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, boxes1, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
-        gradient.sum().backward()
-
-
-@every_loss
-def test_operator(kind, device):
-    boxes1, boxes2 = proper(5).to(device).requires_grad_(), proper(5).to(device).half().requires_grad_()
-    op = torch.ops.triton_rankloss.box_loss
-    torch.library.opcheck(op, (boxes1, boxes2, kind, 0.8, 1e-7))
-    op = torch.ops.triton_rankloss.box_loss_backward
-    upstream = torch.randn(5, dtype=torch.float64, device=device)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op, (boxes1.detach(), boxes2.detach(), upstream, kind, 0.8, 1e-7), test_utils=checks)
-
-
-@every_loss
-def test_compile_and_autocast(kind, device):
-    boxes1, boxes2 = proper(6).to(device).requires_grad_(), proper(6).to(device)
-    expected = LOSSES[kind](boxes1, boxes2, reduction="mean")
-    (expected_gradient,) = torch.autograd.grad(expected, boxes1)
-    compiled = torch.compile(LOSSES[kind], fullgraph=True, backend="aot_eager")
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        for loss in (compiled(boxes1, boxes2, reduction="mean"), LOSSES[kind](boxes1, boxes2, reduction="mean")):
-            (gradient,) = torch.autograd.grad(loss, boxes1)
-            assert loss.item() == pytest.approx(expected.item())
-            assert torch.equal(gradient, expected_gradient)
+def test_areas_beyond_the_range_of_float16(kind, device):
+    boxes1, boxes2 = (50 * proper(64)).to(device).half(), (50 * proper(64)).to(device).half()
+    upstream = torch.ones(64, device=device)
+    losses, *gradients = gradients_of(LOSSES[kind], boxes1, boxes2, upstream)
+    expected, *expected_gradients = gradients_of(LOSSES[kind], boxes1.double(), boxes2.double(), upstream)
+    assert_close(losses, expected)
+    for gradient, wanted in zip(gradients, expected_gradients):
+        assert_close(gradient, wanted)

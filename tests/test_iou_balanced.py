@@ -2,10 +2,9 @@
 
 import math
 
-import literal
 import pytest
 import torch
-from cases import DTYPES, TOLERANCE, golden, load, relative_error
+from cases import assert_close, golden, load
 from hypothesis import given, settings, strategies as st
 from iou_balanced_cases import LOSSES, NUM_CLASSES, every_loss, gradient_of, make_batch, to_dense
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot, smooth_l1_loss
@@ -17,6 +16,40 @@ from triton_rankloss.reference import iou_balanced as reference
 @pytest.fixture
 def batch(device):
     return make_batch(device)
+
+
+def literal(kind, logits, labels, iou, eta=1.5, alpha=0.25, gamma=2.0):
+    """(sum before avg_factor, gradient of the logits) in Python floats, one anchor and one channel at a time."""
+    negatives, positives = [], []  # (loss, weight of a positive, gradient {position: value})
+    for a, (row, label) in enumerate(zip(logits, labels)):
+        if label < 0:
+            continue
+        if kind == "softmax":
+            exponentials = [math.exp(x) for x in row]
+            gradient = {(a, c): e / sum(exponentials) - (c == label) for c, e in enumerate(exponentials)}
+            loss = math.log(sum(exponentials)) - row[label]
+            (positives if label < len(row) - 1 else negatives).append((loss, a, gradient))
+            continue
+        for c, x in enumerate(row):
+            p = 1 / (1 + math.exp(-x))
+            if kind == "bce" and c == label:
+                positives.append((-math.log(p), a, {(a, c): p - 1}))
+            elif kind == "bce":
+                negatives.append((-math.log(1 - p), a, {(a, c): p}))
+            elif c == label:  # the derivative of (1 - p)^g log(p) in x is (1 - p)^g ((1 - p) - g p log(p))
+                slope = -alpha * (1 - p) ** gamma * ((1 - p) - gamma * p * math.log(p))
+                positives.append((-alpha * (1 - p) ** gamma * math.log(p), a, {(a, c): slope}))
+            else:
+                slope = (1 - alpha) * p**gamma * (p - gamma * (1 - p) * math.log(1 - p))
+                negatives.append((-(1 - alpha) * p**gamma * math.log(1 - p), a, {(a, c): slope}))
+    weighted = sum(iou[a] ** eta * loss for loss, a, _ in positives)
+    z = sum(loss for loss, _, _ in positives) / (weighted + 1e-6)
+    gradient = [[0.0] * len(row) for row in logits]
+    for terms, weight in ((negatives, lambda a: 1.0), (positives, lambda a: z * iou[a] ** eta)):
+        for _, anchor, of_term in terms:
+            for (a, c), value in of_term.items():
+                gradient[a][c] += weight(anchor) * value
+    return sum(loss for loss, _, _ in negatives) + z * weighted, gradient
 
 
 def golden_loss(path, case, logits, form="labels"):
@@ -49,8 +82,8 @@ CLASSIFICATION = [path for path in golden("iou_balanced") if "smooth" not in pat
 def test_golden(path, dtype, form, device):
     case = load(path)
     loss, gradient = gradient_of(lambda x: golden_loss(path, case, x, form), case["logits"].to(device, dtype))
-    assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-6)
-    assert relative_error(gradient, case["grad_logits"]) < 1e-6
+    assert_close(loss, case["loss"], torch.float32)
+    assert_close(gradient, case["grad_logits"], torch.float32)
 
 
 @pytest.mark.parametrize("path", golden("iou_balanced_smooth_l1"), ids=lambda path: path.stem)
@@ -62,8 +95,8 @@ def test_golden_smooth_l1(path, dtype, device):
     loss, gradient = gradient_of(
         trl.iou_balanced_smooth_l1_loss, case["pred"].to(device, dtype), target, iou, **options
     )
-    assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-6)
-    assert relative_error(gradient, case["grad_pred"]) < 1e-6
+    assert_close(loss, case["loss"], torch.float32)
+    assert_close(gradient, case["grad_pred"], torch.float32)
 
 
 @every_loss
@@ -74,36 +107,35 @@ def test_literal_loops_in_every_form(kind, eta, batch):
     is_positive = (labels >= 0) & (labels < NUM_CLASSES)
     if kind == "softmax":
         rows = torch.cat([rows, (torch.arange(40, device=rows.device) % 5 - 2)[:, None]], 1)
-    total, expected = literal.iou_balanced(kind, rows.tolist(), flat_labels.tolist(), flat_iou.tolist(), eta)
+    total, expected = literal(kind, rows.tolist(), flat_labels.tolist(), flat_iou.tolist(), eta)
     expected = torch.tensor(expected, dtype=torch.float64)[:, :NUM_CLASSES].view(logits.shape)
-    expected_loss = total / ((labels >= 0).sum() if kind == "softmax" else is_positive.sum()).item()
+    count = int((labels >= 0).sum() if kind == "softmax" else is_positive.sum())
     forms = [(labels, iou), (labels.to(torch.int16), iou.float()), (labels, iou[is_positive])]
     if kind != "softmax":
         dense = to_dense(labels)
         forms += [(dense, iou), (dense.float(), iou[is_positive]), (dense.to(torch.int8), iou[is_positive])]
     for targets, values in forms:
         loss, gradient = gradient_of(LOSSES[kind], logits, targets, values, eta=eta)
-        rough = 1e-6 if values.dtype == torch.float32 else 1e-12
-        assert loss.item() == pytest.approx(expected_loss, rel=rough)
-        assert relative_error(gradient * loss.new_tensor(total / expected_loss), expected) < rough
+        assert_close(loss, total / count, values.dtype)
+        assert_close(gradient, expected / count, values.dtype)
     for factor in (7, 7.0, torch.tensor(7, device=logits.device), torch.tensor(7.0, device=logits.device)):
         loss, gradient = gradient_of(LOSSES[kind], logits, labels, iou, eta=eta, avg_factor=factor)
-        assert loss.item() == pytest.approx(total / 7, rel=1e-12)
-        assert relative_error(gradient, expected / 7) < 1e-12
+        assert_close(loss, total / 7)
+        assert_close(gradient, expected / 7)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_focal_parameters(alpha, gamma, batch):
     logits, labels, iou = batch
-    total, expected = literal.iou_balanced(
+    total, expected = literal(
         "focal", logits.flatten(0, 1).tolist(), labels.flatten().tolist(), iou.flatten().tolist(), 1.5, alpha, gamma
     )
     loss, gradient = gradient_of(
         trl.iou_balanced_focal_loss, logits, labels, iou, alpha=alpha, gamma=gamma, avg_factor=1
     )
-    assert loss.item() == pytest.approx(total, rel=1e-12)
-    assert relative_error(gradient.flatten(0, 1), torch.tensor(expected, dtype=torch.float64)) < 1e-12
+    assert_close(loss, total)
+    assert_close(gradient.flatten(0, 1), expected)
 
 
 def test_dense_targets_may_have_several_positives_in_an_anchor(device):
@@ -115,8 +147,8 @@ def test_dense_targets_may_have_several_positives_in_an_anchor(device):
     flat_iou = torch.tensor([0.9, 0, 0.4, 0, 0.6, 0], dtype=torch.float64, device=device)
     for values in (iou, flat_iou):
         flat_loss, flat_gradient = gradient_of(trl.iou_balanced_focal_loss, logits.flatten(), targets.flatten(), values)
-        assert flat_loss.item() == pytest.approx(loss.item(), rel=1e-14)
-        assert relative_error(flat_gradient, gradient.flatten()) < 1e-14
+        assert_close(flat_loss, loss, times=0.01)
+        assert_close(flat_gradient, gradient.flatten(), times=0.01)
 
 
 def test_by_hand(device):
@@ -153,9 +185,9 @@ def test_smooth_l1_against_torch(beta, device):
     terms = smooth_l1_loss(pred, target, beta=beta, reduction="none").sum(1)
     expected = 2 * (iou**1.5 * terms).sum() / 12
     loss = trl.iou_balanced_smooth_l1_loss(pred, target, iou, beta=beta, loss_weight=2)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert_close(loss, expected)
     for actual, wanted in zip(*(torch.autograd.grad(value, (pred, target)) for value in (loss, expected))):
-        assert relative_error(actual, wanted) < 1e-12
+        assert_close(actual, wanted)
 
 
 @settings(max_examples=25, deadline=None)
@@ -208,38 +240,22 @@ def test_any_negative_label_is_ignored_whatever_the_background(batch):
 
 
 @every_loss
-@pytest.mark.parametrize(
-    ("labels", "num_positives", "num_samples"),
-    [([3] * 6, 0, 6), ([-1] * 6, 0, 0), ([], 0, 0), ([0, 1, 2], 3, 3)],
-    ids=["no positives", "all ignored", "empty", "no negative anchors"],
-)
-def test_edge_cases(kind, labels, num_positives, num_samples, device):
-    labels = torch.tensor(labels, dtype=torch.long, device=device)
+@pytest.mark.parametrize("labels", [[3] * 6, [0, 1, 2]], ids=["no positives", "no negative anchors"])
+def test_one_kind_of_anchors_alone(kind, labels, device):
+    labels = torch.tensor(labels, device=device)
     logits = torch.randn(len(labels), NUM_CLASSES, dtype=torch.float64, device=device)
     iou = torch.rand(len(labels), dtype=torch.float64, device=device)
     rows = logits
     if kind == "softmax":
         rows = torch.cat([logits, (torch.arange(len(labels), device=device) % 5 - 2)[:, None]], 1)
-    total, expected = literal.iou_balanced(kind, rows.tolist(), labels.tolist(), iou.tolist())
-    expected = torch.tensor(expected, dtype=torch.float64).view(-1, rows.shape[1])[:, :NUM_CLASSES]
-    divisor = max(1, num_samples if kind == "softmax" else num_positives)
-    for values in (iou, iou[:num_positives]):
+    total, expected = literal(kind, rows.tolist(), labels.tolist(), iou.tolist())
+    expected = torch.tensor(expected, dtype=torch.float64)[:, :NUM_CLASSES]
+    is_positive = labels < NUM_CLASSES
+    count = len(labels) if kind == "softmax" else max(1, int(is_positive.sum()))
+    for values in (iou, iou[is_positive]):
         loss, gradient = gradient_of(LOSSES[kind], logits, labels, values)
-        assert loss.item() == pytest.approx(total / divisor, rel=1e-14, abs=1e-15)
-        assert relative_error(gradient, expected / divisor) < 1e-12
-
-
-def test_no_channels_and_no_boxes(device):
-    logits = torch.zeros(5, 0, device=device)
-    loss, gradient = gradient_of(
-        trl.iou_balanced_focal_loss, logits, torch.zeros(5, dtype=torch.long, device=device), torch.rand(5).to(device)
-    )
-    assert loss == 0
-    assert gradient.shape == (5, 0)
-    pred = torch.zeros(0, 4, device=device)
-    loss, gradient = gradient_of(trl.iou_balanced_smooth_l1_loss, pred, pred, pred[:, 0])
-    assert loss == 0
-    assert gradient.shape == (0, 4)
+        assert_close(loss, total / count, times=0.01)
+        assert_close(gradient, expected / count)
 
 
 @every_loss
@@ -251,84 +267,6 @@ def test_iou_of_zero(kind, batch):
         assert loss.isfinite()
         at_positives = gradient[is_positive] if kind == "softmax" else gradient[to_dense(labels) == 1]
         assert at_positives.abs().max() == 0
-
-
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype(kind, dtype, batch):
-    logits, labels, iou = batch
-    rounded = logits.to(dtype)
-    loss, gradient = gradient_of(LOSSES[kind], rounded, labels, iou)
-    expected, expected_gradient = gradient_of(LOSSES[kind], rounded.double(), labels, iou)
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert gradient.dtype == dtype
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert relative_error(gradient, expected_gradient) < TOLERANCE[dtype]
-    target = torch.randn(12, 4, dtype=dtype, device=logits.device)
-    arguments = target, torch.rand(12, device=logits.device)
-    loss, gradient = gradient_of(trl.iou_balanced_smooth_l1_loss, rounded.flatten()[:48].view(12, 4), *arguments)
-    assert gradient.dtype == dtype
-    expected, expected_gradient = gradient_of(
-        trl.iou_balanced_smooth_l1_loss, rounded.flatten()[:48].view(12, 4).double(), target.double(), arguments[1]
-    )
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert relative_error(gradient, expected_gradient) < TOLERANCE[dtype]
-
-
-@every_loss
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_huge_logits(kind, dtype, device):
-    values = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, 0], dtype=dtype, device=device)
-    logits = torch.stack([values, values.flip(0), values.roll(1)], -1)
-    labels = torch.tensor([0, 0, 1, 2, 3], device=device)
-    loss, gradient = gradient_of(LOSSES[kind], logits, labels, torch.rand(5, device=device) + 0.1, eta=0.0)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
-    assert loss > 1e3
-    limit = min(torch.finfo(dtype).max, 1e30)
-    clamped, clamped_gradient = gradient_of(
-        LOSSES[kind], logits.clamp(-limit, limit), labels, torch.ones(5, device=device), eta=0.0
-    )
-    assert loss == clamped
-    assert torch.equal(gradient, clamped_gradient)
-
-
-@every_loss
-def test_float16_scaled_for_mixed_precision(kind, batch):
-    logits, labels, iou = batch
-    leaf = logits.half().requires_grad_()
-    LOSSES[kind](leaf, labels, iou, avg_factor=2.0**16).mul(2.0**16).backward()
-    _, expected = gradient_of(LOSSES[kind], logits.half().double(), labels, iou, avg_factor=1)
-    assert relative_error(leaf.grad, expected) < TOLERANCE[torch.float16]
-
-
-@every_loss
-def test_nan(kind, batch):
-    logits, labels, iou = batch
-    of_ignored = logits.clone()
-    of_ignored[labels < 0] = torch.nan
-    loss, gradient = gradient_of(LOSSES[kind], of_ignored, labels, iou)
-    expected, expected_gradient = gradient_of(LOSSES[kind], logits, labels, iou)
-    assert loss == expected
-    assert torch.equal(gradient, expected_gradient)
-    for anchors in (labels == NUM_CLASSES, labels == 0):
-        poisoned = logits.masked_fill(anchors.unsqueeze(-1), torch.nan)
-        loss, gradient = gradient_of(LOSSES[kind], poisoned, labels, iou)
-        assert loss.isnan()
-        assert gradient[anchors].isnan().all()
-    assert LOSSES[kind](logits, labels, iou * torch.nan).isnan()
-
-
-@every_loss
-def test_strided_inputs(kind, batch):
-    logits, labels, iou = batch
-    expected, expected_gradient = gradient_of(LOSSES[kind], logits, labels, iou)
-    strided = logits.transpose(1, 2).contiguous().transpose(1, 2)
-    for other in (strided, logits.repeat(1, 1, 2)[..., :NUM_CLASSES]):
-        assert not other.is_contiguous()
-        loss, gradient = gradient_of(LOSSES[kind], other, labels.t().contiguous().t(), iou.t().contiguous().t())
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
-        assert relative_error(gradient, expected_gradient) < 1e-14
 
 
 @pytest.mark.parametrize("avg_factor", [None, 7.0])
@@ -357,16 +295,23 @@ def test_autograd_of_the_formulas(avg_factor, batch):
     ]  # fmt: skip
     for loss, arguments, count, formula in cases:
         value, expected = 0.7 * loss(*arguments, avg_factor=avg_factor), 0.7 * formula(avg_factor or count)
-        assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+        assert_close(value, expected)
         (gradient,), (expected_gradient,) = (torch.autograd.grad(x, arguments[0]) for x in (value, expected))
-        assert relative_error(gradient, expected_gradient) < 1e-12
+        assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_smooth_l1_of_nan(beta, device):
     pred = torch.tensor([[torch.nan, 1.0], [2.0, 3.0]], device=device)
-    loss, gradient = gradient_of(
-        trl.iou_balanced_smooth_l1_loss, pred, 0 * pred[1:].repeat(2, 1), pred[1] / 4, beta=beta
-    )
+    target, iou = torch.zeros_like(pred), torch.ones(2, device=device)
+    loss, gradient = gradient_of(trl.iou_balanced_smooth_l1_loss, pred, target, iou, beta=beta)
     assert loss.isnan()
     assert gradient.isnan().tolist() == [[True, False], [False, False]]
+
+
+def test_bad_shapes(device):
+    rows, labels, iou = torch.zeros(4, 3, device=device), torch.zeros(4, device=device).long(), torch.ones(4).to(device)
+    with pytest.raises(ValueError, match=r"logits must have shape \[..., K\], K at least 1; got \(4, 0\)"):
+        trl.iou_balanced_cross_entropy_loss(rows[:, :0], labels, iou)
+    with pytest.raises(ValueError, match=r"pred must have shape \[P, 4\]; got \(3,\)"):
+        trl.iou_balanced_smooth_l1_loss(rows[0], rows[0], iou)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import assert_close
 from iou_balanced_cases import NUM_CLASSES, gradient_of
 
 import triton_rankloss as trl
@@ -50,8 +51,8 @@ def test_boxes_of_anchors_and_of_positives(loss, per_anchor, batch):
     pred.requires_grad_()
     value, gradient = gradient_of(loss, logits, labels, pred_boxes=pred, target_boxes=target)
     # The box loss adds 1e-7 to the area of the union, which is 1 at least.
-    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
+    assert_close(value, expected, torch.float32)
+    assert_close(gradient, expected_gradient, torch.float32, each=True, atol=1e-9)
     of_pred = torch.autograd.grad(
         loss(logits.requires_grad_(), labels, pred_boxes=pred, target_boxes=target), pred, allow_unused=True
     )
@@ -119,8 +120,8 @@ def test_compile(batch):
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         expected, expected_gradient = gradient_of(loss, logits, labels, pred_boxes=pred, target_boxes=target)
         value, gradient = gradient_of(compiled, logits, labels, pred_boxes=pred, target_boxes=target)
-        assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-        torch.testing.assert_close(gradient, expected_gradient)
+        assert_close(value, expected)
+        assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize(

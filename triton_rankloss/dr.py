@@ -1,8 +1,7 @@
 """DR Loss."""
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor
 
 from . import dispatch, distributed
 from .checks import check_bool, check_logits_and_targets, check_number, group_name
-from .dtypes import accumulation_dtype, result_dtype
+from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
-from .targets import negative_positions, positive_positions, select
+from .targets import certain_negatives, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -167,16 +166,15 @@ def _dr_loss_backward(
     logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
 ) -> Tensor:
     """Gradient of the logits, from `state` and the upstream gradient; S > 1: one scope for each logits[s]."""
-    k, num_scopes = (-1 / pos_lambda, 1 / neg_lambda), state.shape[2]
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    of_scopes = gradient.view(num_scopes, logits.numel() // max(1, num_scopes))
-    for scope, (x, positions) in enumerate(_scopes(logits, targets, per_image=num_scopes != 1)):
-        for kind in range(2):
-            coefficient, shift, mean = state[kind, :, scope]
-            formula = partial(reference.tilted_excess, k=k[kind], shift=shift, mean=mean)
-            scores = select(x, positions[kind])
-            (slopes,) = dispatch.gradients(formula, [scores], (coefficient * upstream).expand_as(scores))
-            of_scopes[scope].scatter_(0, positions[kind], slopes.to(gradient.dtype))
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    tensors = (logits, targets, gradient)
+    for scope, (x, its_targets, grad) in enumerate(_scopes(tensors, per_image=state.shape[2] != 1)):
+        of_positives, of_negatives = state[..., scope]
+        for (grad_block, _), block in zip(in_blocks(grad, its_targets), in_blocks(x, its_targets), strict=True):
+            grad_block.copy_(_slopes(certain_negatives(*block), 1 / neg_lambda, of_negatives, upstream))
+        positions = positive_positions(x, its_targets, None)
+        slopes = _slopes(select(x, positions), -1 / pos_lambda, of_positives, upstream)
+        grad.view(-1).scatter_(0, positions, slopes.to(grad.dtype))
     return gradient
 
 
@@ -221,21 +219,31 @@ def _check_same_call(
         distributed.check_same_call("dr_loss", arguments, logits, 0, group)
 
 
-def _scopes(logits: Tensor, targets: Tensor, per_image: bool) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-    """(logits, flat positions of positives and of negatives in them) of every scope."""
-    for x, its_targets in zip(logits, targets, strict=True) if per_image else [(logits, targets)]:
-        yield x, (positive_positions(x, its_targets, None), negative_positions(x, its_targets))
+def _scopes(tensors: Sequence[Tensor], per_image: bool) -> list[tuple[Tensor, ...]]:
+    """The tensors of every image, or as they are."""
+    return list(zip(*tensors, strict=True)) if per_image else [tuple(tensors)]
 
 
 def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_image: bool, group: str | None) -> Tensor:
     """`reference.tilted_sums` of positives and negatives, [2, 3, S], of all ranks where they share the scope."""
-    num_scopes = logits.shape[0] if per_image else 1
-    sums = torch.empty(2, 3, num_scopes, dtype=accumulation_dtype(logits), device=logits.device)
-    for scope, (x, positions) in enumerate(_scopes(logits, targets, per_image)):
-        for kind in range(2):
-            sums[kind, :, scope] = reference.tilted_sums(select(x, positions[kind]).sigmoid(), k[kind])
+    scopes = _scopes((logits, targets), per_image)
+    sums = torch.empty(2, 3, len(scopes), dtype=accumulation_dtype(logits), device=logits.device)
+    for scope, (x, its_targets) in enumerate(scopes):
+        positives = select(x, positive_positions(x, its_targets, None))
+        of_blocks = [
+            reference.tilted_sums(fill_others(clamp_infinities(block).sigmoid_(), block_targets, -math.inf), k[1])
+            for block, block_targets in in_blocks(x, its_targets)
+        ]
+        sums[0, :, scope] = reference.tilted_sums(positives.sigmoid(), k[0])
+        sums[1, :, scope] = reference.add_tilted_sums(torch.stack(of_blocks, 1), k[1])
     if group is None or per_image:
         return sums
     everyone = distributed.gather(sums.view(6, 1), [1] * distributed.world_size(group), group).view(2, 3, -1)
     added = [reference.add_tilted_sums(of_kind, k_of_kind) for of_kind, k_of_kind in zip(everyone, k, strict=True)]
     return torch.stack(added).unsqueeze(-1)
+
+
+def _slopes(logits: Tensor, k: float, state: Tensor, upstream: Tensor) -> Tensor:
+    """Gradient of logits of one kind, from what `state` [3] keeps of it."""
+    coefficient, shift, mean = state
+    return coefficient * upstream * reference.tilted_slopes(logits, k, shift, mean)

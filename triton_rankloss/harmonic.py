@@ -199,9 +199,9 @@ def _(
 
 @dispatch.kernel(localization_losses)
 def _(*arguments: Any) -> Tensor:
-    from .kernels.pointwise import harmonic
+    from .kernels.pointwise import localization
 
-    return harmonic.localization_loss(*arguments)
+    return localization.localization_loss(*arguments)
 
 
 @torch.library.custom_op("triton_rankloss::harmonic_localization_loss_backward", mutates_args=())
@@ -240,9 +240,9 @@ dispatch.once_differentiable(_localization_loss_backward)
 
 @dispatch.kernel(_localization_loss_backward)
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .kernels.pointwise import harmonic
+    from .kernels.pointwise import localization
 
-    return harmonic.localization_loss_backward(*arguments)
+    return localization.localization_loss_backward(*arguments)
 
 
 def _localization_formula(

@@ -1,7 +1,6 @@
 """Harmonic loss of a whole detection head."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,16 +20,14 @@ from .checks import (
     check_softmax_labels,
     split_avg_factor,
 )
-from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
+from .dtypes import accumulation_dtype, result_dtype
 from .harmonic import localization_losses
+from .iou_balanced import focal_gradient
+from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
-from .reference import harmonic as reference
-from .targets import are_labels, positive_positions
+from .reference import add_up, harmonic as reference
+from .targets import certain_negatives, in_blocks, positive_positions, select, softmax_classes
 from .task_contrastive import task_contrastive_losses
-
-# Logits at a time on a CPU: what autograd keeps of them stays in its caches.
-BLOCK = 2**18
-CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
 def harmonic_detection_loss(
@@ -248,60 +245,6 @@ def _check_localization(localization: Tensor, positions: Tensor) -> None:
         )
 
 
-def _select_positives(
-    logits: Tensor, targets: Tensor, positions: Tensor, activation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [P] of the positives, of a softmax rows [P, K]; the channels [P] that labels name; where they are)."""
-    if activation == "sigmoid":
-        return clamp_infinities(logits.reshape(-1)[positions]), positions, positions
-    num_channels = logits.shape[-1]
-    anchors = positions // num_channels
-    rows = clamp_infinities(logits.reshape(-1, num_channels)[anchors])
-    names_no_channel = targets.reshape(-1)[anchors] >= num_channels
-    return rows.masked_fill(names_no_channel.unsqueeze(1), math.nan), positions % num_channels, anchors
-
-
-def _in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits, targets) in blocks: flat, or with labels rows of logits."""
-    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
-    num_rows = max(1, BLOCK // max(1, num_columns))
-    rows = logits.view(targets.numel(), num_columns) if are_labels(logits, targets) else logits.view(-1)
-    return zip(rows.split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
-
-
-def _negatives(logits: Tensor, targets: Tensor, activation: str, background: int) -> Tensor:
-    """The logits of a block, with all that are no negatives replaced by certain ones: loss and gradient 0.
-
-    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
-    """
-    scores = clamp_infinities(logits)
-    if not are_labels(logits, targets):
-        return scores.masked_fill_(targets != 0, -CERTAIN)
-    num_channels = logits.shape[-1]
-    if activation == "softmax":
-        others = (targets != background % num_channels).nonzero().squeeze(1)
-        scores[others] = -CERTAIN
-        scores[others, background] = CERTAIN
-    else:
-        positives = ((targets >= 0) & (targets < num_channels)).nonzero().squeeze(1)
-        scores[positives, targets[positives].long()] = -CERTAIN
-        scores[(targets < 0).nonzero().squeeze(1)] = -CERTAIN
-    return scores
-
-
-def _losses_of_positives(scores: Tensor, channels: Tensor, activation: str, gamma: float) -> Tensor:
-    if activation == "sigmoid":
-        return reference.focal(scores, gamma)
-    return reference.cross_entropies(scores, channels)
-
-
-def _losses_of_negatives(scores: Tensor, background: int, activation: str, gamma: float) -> Tensor:
-    if activation == "sigmoid":
-        return reference.focal(-scores, gamma)
-    num_rows, num_channels = scores.shape
-    return reference.cross_entropies(scores, torch.full((num_rows,), background % num_channels, device=scores.device))
-
-
 @torch.library.custom_op("triton_rankloss::harmonic_detection_loss", mutates_args=())
 def _detection_loss(
     logits: Tensor,
@@ -324,13 +267,14 @@ def _detection_loss(
     """
     _check_localization(localization, positions)
     dtype = accumulation_dtype(logits)
-    positives, channels, _ = _select_positives(logits, targets, positions, activation)
-    c = positive_weight * _losses_of_positives(positives, channels, activation, gamma).to(dtype)
-    sums_of_negatives = [
-        _losses_of_negatives(_negatives(*block, activation, background), background, activation, gamma).sum(dtype=dtype)
-        for block in _in_blocks(logits.contiguous(), targets)
-    ]
-    c_negatives = negative_weight * torch.stack(sums_of_negatives)
+    if activation == "softmax":
+        terms = cross_entropies(logits, targets).to(dtype)
+        c_negatives = terms[softmax_classes(logits, targets, background)[0]]
+        c = terms.view(-1)[positions // logits.shape[-1]]
+    else:
+        of_blocks = [add_up(reference.focal(-certain_negatives(*block), gamma)) for block in in_blocks(logits, targets)]
+        c_negatives = negative_weight * torch.stack(of_blocks)
+        c = positive_weight * reference.focal(select(logits, positions), gamma).to(dtype)
     localization = localization.to(dtype)
     if avg_tensor is not None:
         avg_factor = avg_tensor.to(dtype)
@@ -380,23 +324,15 @@ def _detection_loss_backward(
     gamma: float,
 ) -> Tensor:
     """Gradient of the logits, that of scale sum_j c_j + sum_i weights_i c_i; `weights` [P] are those of the c_i."""
-    factor = negative_weight * scale * upstream
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    blocks = _in_blocks(gradient, targets), _in_blocks(logits.contiguous(), targets)
-    for (of_block, _), block in zip(*blocks, strict=True):
-        negatives = _negatives(*block, activation, background)
-        (grad_negatives,) = dispatch.gradients(
-            lambda x: _losses_of_negatives(x, background, activation, gamma).sum(), [negatives], factor
-        )
-        of_block.copy_(grad_negatives)
-    positives, channels, places = _select_positives(logits, targets, positions, activation)
-    (grad_positives,) = dispatch.gradients(
-        lambda x: _losses_of_positives(x, channels, activation, gamma),
-        [positives],
-        positive_weight * weights * upstream,
+    of_negatives, of_positives = scale * upstream, weights * upstream
+    if activation == "softmax":
+        is_negative, _ = softmax_classes(logits, targets.reshape(-1), background)
+        factors = torch.where(is_negative, of_negatives, 0)
+        factors[positions // logits.shape[-1]] = of_positives
+        return cross_entropy_gradient(logits, targets, factors)
+    return focal_gradient(
+        logits, targets, positions, negative_weight * of_negatives, positive_weight * of_positives, gamma
     )
-    gradient.view(-1, *positives.shape[1:])[places] = grad_positives.to(gradient.dtype)
-    return gradient
 
 
 _detection_loss_backward.register_fake(dispatch.fake_gradient)

@@ -20,7 +20,7 @@ from .dtypes import result_dtype
 from .module import LossModule
 from .reference import iou_balanced as reference
 from .reference.focal import focal
-from .targets import negative_positions, positive_positions, scatter_to_positives, select
+from .targets import certain_negatives, in_blocks, positive_positions, scatter_to_positives, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -204,7 +204,8 @@ def _focal_loss(
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
-    of_negatives = negative_weight * focal(-select(logits, negative_positions(logits, targets)), gamma)
+    of_blocks = [reference.add_up(focal(-certain_negatives(*block), gamma)) for block in in_blocks(logits, targets)]
+    of_negatives = negative_weight * torch.stack(of_blocks)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
     loss, scale = balance(sums, positions.numel(), avg_number, avg_tensor, group)
     dtype = result_dtype(logits)
@@ -231,15 +232,22 @@ def _focal_loss_backward(
     logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
-    positions, others = positive_positions(logits, targets, None), negative_positions(logits, targets)
-    of_negative, of_positive = (scale * upstream).unbind()
-    factors = of_positive * _weights_at(positions, logits, iou, eta)
-    (of_positives,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], factors)
-    factors = of_negative.expand(others.shape)
-    (of_negatives,) = dispatch.gradients(lambda x: focal(-x, gamma), [select(logits, others)], factors)
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    gradient.view(-1).scatter_(0, positions, of_positives.to(logits.dtype))
-    gradient.view(-1).scatter_(0, others, of_negatives.to(logits.dtype))
+    of_negatives, of_positives = (scale * upstream).unbind()
+    positions = positive_positions(logits, targets, None)
+    weights = _weights_at(positions, logits, iou, eta)
+    return focal_gradient(logits, targets, positions, of_negatives, of_positives * weights, gamma)
+
+
+def focal_gradient(
+    logits: Tensor, targets: Tensor, positions: Tensor, of_negatives: Tensor, of_positives: Tensor, gamma: float
+) -> Tensor:
+    """Gradient of the logits, from that of each negative's focal(-x), [], and of each positive's focal(x), [P]."""
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    for (grad_block, _), block in zip(in_blocks(gradient, targets), in_blocks(logits, targets), strict=True):
+        (slopes,) = dispatch.gradients(lambda x: focal(-x, gamma).sum(), [certain_negatives(*block)], of_negatives)
+        grad_block.copy_(slopes)
+    (slopes,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], of_positives)
+    gradient.view(-1).scatter_(0, positions, slopes.to(gradient.dtype))
     return gradient
 
 
@@ -293,13 +301,13 @@ def _weights_at(positions: Tensor, logits: Tensor, iou: Tensor, eta: float) -> T
 
 
 def balance(
-    sums: Tensor, count: int, avg_number: float | None, avg_tensor: Tensor | None, group: str | None
+    sums: Tensor, count: int | Tensor, avg_number: float | None, avg_tensor: Tensor | None, group: str | None
 ) -> tuple[Tensor, Tensor]:
     """(loss, scale [2]) of `reference.sum_terms` of this rank; `count` is what avg_factor is without an argument.
 
     `scale` is the derivative of the loss in sum_j l_j, and in sum_i u_i^eta l_i.
     """
-    sums = torch.cat([sums, sums.new_full((1,), count)])
+    sums = torch.stack([*sums, torch.as_tensor(count, dtype=sums.dtype, device=sums.device)])
     if group is not None:
         sums = distributed.total(sums, group)
     formula = partial(reference.balance, avg_factor=divisor(avg_number, avg_tensor, sums[3]))

@@ -16,11 +16,10 @@ from .checks import (
     group_name,
     split_avg_factor,
 )
-from .dtypes import clamp_infinities
 from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .targets import scatter_to_positives, softmax_classes
+from .targets import scatter_to_positives, softmax_classes, softmax_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -140,12 +139,11 @@ def _cross_entropy_loss(
     l_i. `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
     _check_same_call(logits, eta, background, avg_number, avg_tensor, group)
-    samples, rows, channels = _select_samples(logits, labels)
-    terms = cross_entropy(rows, channels, reduction="none")
-    is_negative = channels == background % logits.shape[-1]
-    weights = reference.iou_weights(iou.reshape(-1)[samples[~is_negative]].to(terms.dtype), eta)
-    sums = reference.sum_terms(terms[is_negative], terms[~is_negative], weights)
-    loss, scale = balance(sums, samples.numel(), avg_number, avg_tensor, group)
+    terms = cross_entropies(logits, labels)
+    is_negative, is_positive = softmax_classes(logits, labels, background)
+    weights = reference.iou_weights(iou[is_positive].to(terms.dtype), eta)
+    sums = reference.sum_terms(terms[is_negative], terms[is_positive], weights)
+    loss, scale = balance(sums, (labels >= 0).sum(), avg_number, avg_tensor, group)
     return loss.to(terms.dtype), scale.to(terms.dtype)
 
 
@@ -165,15 +163,25 @@ def _cross_entropy_loss_backward(
     logits: Tensor, labels: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, background: int
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
-    samples, rows, channels = _select_samples(logits, labels)
-    of_negative, of_positive = (scale * upstream).unbind()
-    weights = reference.iou_weights(iou.reshape(-1)[samples].to(rows.dtype), eta)
-    factors = torch.where(channels == background % logits.shape[-1], of_negative, of_positive * weights)
+    of_negatives, of_positives = (scale * upstream).unbind()
+    is_negative, is_positive = softmax_classes(logits, labels, background)
+    factors = torch.where(is_negative, of_negatives, 0)
+    factors[is_positive] = of_positives * reference.iou_weights(iou[is_positive].to(factors.dtype), eta)
+    return cross_entropy_gradient(logits, labels, factors)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(x)_label [...] of samples [..., K]; those of ignored samples mean nothing."""
+    rows, channels = softmax_rows(logits, labels)
+    return cross_entropy(rows, channels, reduction="none").view(labels.shape)
+
+
+def cross_entropy_gradient(logits: Tensor, labels: Tensor, upstream: Tensor) -> Tensor:
+    """Gradient of the logits, from that [...] of the cross-entropies, 0 where a sample is ignored."""
+    rows, channels = softmax_rows(logits, labels)
     formula = partial(cross_entropy, target=channels, reduction="none")
-    (of_rows,) = dispatch.gradients(formula, [rows], factors)
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    gradient.view(-1, logits.shape[-1]).index_copy_(0, samples, of_rows.to(logits.dtype))
-    return gradient
+    (gradient,) = dispatch.gradients(formula, [rows], upstream.reshape(-1))
+    return gradient.to(logits.dtype).view(logits.shape)
 
 
 @dispatch.kernel(_cross_entropy_loss_backward)
@@ -208,13 +216,3 @@ def _check_same_call(
         avg_factor = avg_number if avg_tensor is None else avg_tensor
         arguments = {"eta": eta, "background": background % logits.shape[-1], "avg_factor": avg_factor}
         distributed.check_same_call("iou_balanced_cross_entropy_loss", arguments, logits, 0, group)
-
-
-def _select_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the M samples that are not ignored: positions [M], logits [M, K], labels [M]; NaN for labels beyond K."""
-    num_channels = logits.shape[-1]
-    samples = (labels.reshape(-1) >= 0).nonzero().squeeze(1)
-    channels = labels.reshape(-1)[samples].long()
-    rows = clamp_infinities(logits.reshape(-1, num_channels).index_select(0, samples))
-    rows.index_fill_(0, (channels >= num_channels).nonzero().squeeze(1), torch.nan)
-    return samples, rows, channels.clamp(max=num_channels - 1)

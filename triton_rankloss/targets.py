@@ -6,6 +6,7 @@ negative, C (and above) is background, below 0 the whole anchor is ignored. No o
 Softmax labels are integers too, the channel of each sample: one channel is the background, below 0 is ignored.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from . import dispatch
 from .dtypes import clamp_infinities
+
+BLOCK = 2**18  # logits at a time on a CPU: what autograd keeps of them stays in its caches
+CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
 def are_labels(logits: Tensor, targets: Tensor) -> bool:
@@ -59,6 +63,18 @@ def softmax_classes(logits: Tensor, labels: Tensor, background: int) -> tuple[Te
     return labels == background, (labels >= 0) & (labels != background)
 
 
+def softmax_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [M, K], channels [M]) of all samples, infinite logits as large finite ones.
+
+    The logits of ignored samples are 0, whatever was there; those of a label that names no channel are NaN.
+    """
+    num_channels, labels = logits.shape[-1], labels.reshape(-1)
+    rows = clamp_infinities(logits.reshape(-1, num_channels))
+    rows.index_fill_(0, (labels < 0).nonzero().squeeze(1), 0)
+    rows.index_fill_(0, (labels >= num_channels).nonzero().squeeze(1), torch.nan)
+    return rows, labels.long().clamp(0, num_channels - 1)
+
+
 def negative_mask(logits: Tensor, targets: Tensor) -> Tensor:
     """Which logits are negatives, bool of the shape of `logits`."""
     if not are_labels(logits, targets):
@@ -68,14 +84,34 @@ def negative_mask(logits: Tensor, targets: Tensor) -> Tensor:
     return mask
 
 
-def negative_positions(logits: Tensor, targets: Tensor) -> Tensor:
-    """Flat positions of the negative logits, int64 [N]."""
-    return negative_mask(logits, targets).reshape(-1).nonzero().squeeze(1)
-
-
 def select(logits: Tensor, positions: Tensor) -> Tensor:
     """Logits [M] at flat `positions`, infinite ones as large finite ones, in the dtype of the result."""
     return clamp_infinities(logits.reshape(-1).index_select(0, positions))
+
+
+def in_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) in blocks: flat, or with labels rows of logits. Blocks of a contiguous tensor are views."""
+    num_columns = logits.shape[-1] if are_labels(logits, targets) else 1
+    num_rows = max(1, BLOCK // max(1, num_columns))
+    shape = (targets.numel(), num_columns) if are_labels(logits, targets) else (-1,)
+    return zip(logits.contiguous().view(shape).split(num_rows), targets.reshape(-1).split(num_rows), strict=True)
+
+
+def certain_negatives(logits: Tensor, targets: Tensor) -> Tensor:
+    """As from `select` the logits of a block, with all that are no negatives as certain ones: p and its slope are 0.
+
+    Nearly all logits are negatives, and picking them would take a CPU as long as the loss itself.
+    """
+    return fill_others(clamp_infinities(logits), targets, -CERTAIN)
+
+
+def fill_others(values: Tensor, targets: Tensor, value: float) -> Tensor:
+    """Write `value` over the values, of the shape of the logits of a block, of all that are no negatives."""
+    if not are_labels(values, targets):
+        return values.masked_fill_(targets.bool(), value)  # targets != 0, in a tenth of the time
+    positives = ((targets >= 0) & (targets < values.shape[-1])).nonzero().squeeze(1)
+    values[positives, targets[positives].long()] = value
+    return values.index_fill_(0, (targets < 0).nonzero().squeeze(1), value)
 
 
 def are_negative(logits: Tensor, targets: Tensor, positions: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ of large weights are rounded least.
                          _gradient_kernel (b, s): the gradient of block b of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
-    process group        group.py adds up the partial sums of each rank, and dr_finish.py those of all
+    process group        dr_group.py adds up the partial sums of each rank, and dr_combine.py those of all
 """
 
 import math

@@ -18,10 +18,7 @@ from torch import Tensor
 
 from ...dtypes import result_dtype
 from ..candidates import TRITON_DTYPE
-from .localization import localization_loss, localization_loss_backward
 from .rows import round_to, upstream_and_stride
-
-__all__ = ["harmonic_loss", "harmonic_loss_backward", "localization_loss", "localization_loss_backward"]
 
 BLOCK = 1024  # losses per program: 8 a thread, two 16-byte loads of each in float32. Not yet measured on a GPU.
 
