@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .accuracy import RedCheckError, check, errors
-from .peers import OURS, Loss, Peer
+from .peers import OURS, Peer
 from .peers.registry import FOCAL, peers_of, truth_of
 from .resources import copy_bandwidth, peak_memory
 from .training import TRAININGS
@@ -47,14 +47,8 @@ def with_peers(cases: Iterable[tuple[str, Workload | Made]]) -> list[tuple[str, 
 class Case:
     """What was found out about `peers`: about those that compute what they should, also how long they take."""
 
-    def __init__(
-        self,
-        loss: str,
-        workload: Workload | Made,
-        peers: Sequence[Peer],
-        budget: float,  # seconds of turns
-        truth: Loss | None = None,
-    ) -> None:
+    def __init__(self, loss: str, workload: Workload | Made, peers: Sequence[Peer], budget: float) -> None:
+        """`budget`: seconds of turns."""
         first = workload.problem(0)
         num_inputs = max(2, min(8, CACHES // (2 * first.leaf.nbytes)))
         self.inputs = [first, *map(workload.problem, range(1, num_inputs))]
@@ -67,7 +61,7 @@ class Case:
         expected = cache(first.exact().loss_and_gradient)
         for peer in peers:
             try:
-                true = expected(peer.truth or truth or truth_of(loss))
+                true = expected(peer.truth or truth_of(loss))
                 wrong = errors(first.loss_and_gradient(peer.loss), true, first.groups())
                 check(wrong, first.leaf.dtype, peer.exact)
             except Exception as failed:  # one that cannot run, for want of memory say, must not end the others' run
