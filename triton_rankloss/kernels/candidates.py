@@ -138,7 +138,7 @@ def load_candidates(
 
 
 @triton.jit
-def load_not_ignored(
+def load_plainly(
     logits_ptr,
     targets_ptr,
     scope,
@@ -149,18 +149,31 @@ def load_not_ignored(
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, positive or negative)."""
+    """As `load_candidates` without positives; where all anchors of the block are background, as nearly always, the
+    labels are looked at once an anchor and not once a logit."""
     lanes = tl.arange(0, BLOCK)
     in_scope = start + lanes < num_candidates
     positions = scope * num_candidates + start + lanes
-    at = positions
-    if LABELS:
-        first_anchor = start // NUM_CLASSES
-        channels = (start - first_anchor * NUM_CLASSES).to(tl.int32) + lanes
-        at = scope * (num_candidates // NUM_CLASSES) + first_anchor + channels // NUM_CLASSES
-    not_ignored = (tl.load(targets_ptr + at, mask=in_scope, other=0) >= 0) & in_scope
     scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
-    return positions, in_scope, scores, not_ignored
+    if LABELS:
+        negative = in_scope
+        if _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES):
+            _, _, negative, _ = load_targets(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+    else:
+        negative = (tl.load(targets_ptr + positions, mask=in_scope, other=-1) == 0) & in_scope
+    return positions, in_scope, scores, negative
+
+
+@triton.jit
+def _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr):
+    """Whether an anchor of the block has a positive or is ignored."""
+    NUM_ANCHORS: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + 2)
+    anchors = start // NUM_CLASSES + tl.arange(0, NUM_ANCHORS)
+    in_block = (anchors * NUM_CLASSES < start + BLOCK) & (anchors * NUM_CLASSES < num_candidates)
+    anchors += scope * (num_candidates // NUM_CLASSES)
+    labels = tl.load(targets_ptr + anchors, mask=in_block, other=0)
+    special = in_block & ((labels < 0) | (labels < NUM_CLASSES))
+    return tl.max(tl.where(special, tl.arange(0, NUM_ANCHORS), -1)) >= 0
 
 
 @triton.jit

@@ -17,10 +17,12 @@ by COUNT_SHIFT) and its offset in one 64-bit integer; in float64, of two.
     symbol               meaning
     unit                 2^-fraction_bits times the power of two at or above 2 delta
     copies [C, 2 P + S]  bins, of scope s from 2 offsets[s] + s on; so many copies that the sums of none overflow
+    totals [2, 2 P + S]  number and offsets of each bin, over the copies
     numbers, areas [2P]  right of each kink: how many negatives, and the area, in units
     nans [S]             how many negatives are NaN
 
-    owner of outputs     _bins_kernel: atomic additions of integers;  _above_kernel s: numbers, areas and b of scope s
+    owner of outputs     _bins_kernel: atomic additions of integers;  _sum_kernel t: totals of tile t of the bins;
+                         _above_kernel s: numbers, areas and b of scope s
     accumulation         int64
 """
 
@@ -32,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..candidates import TRITON_DTYPE, Positives, Scopes, load_plainly
 from .kinks import CELLS, Kinks, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -44,6 +46,7 @@ COUNT_SHIFT = tl.constexpr(46)
 COUNT_MASK = tl.constexpr(2**18 - 1)
 OFFSET_MASK = tl.constexpr(2**46 - 1)
 CLIP = 2 - 2**-20  # units of 2 delta and more: the longest window that has a score inside, rounding included
+SUM_BLOCK, SUM_ROWS = 32, 64
 SCAN_BLOCK = 1024
 
 
@@ -90,21 +93,24 @@ def _bins_kernel(
         middle_end = tl.load(kinks_ptr + middle, mask=middle < num_kinks, other=float("inf"))
 
         num_in_middle = tl.zeros([BLOCK], tl.int32)
-        num_nan = tl.zeros([BLOCK], tl.int32)
-        sum_in_middle = tl.zeros([BLOCK], tl.int64)
+        sum_in_middle = tl.zeros([BLOCK // 4], tl.int64)
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, tl.cdiv(num_candidates, BLOCK))):
             start = tl.cast(block, tl.int64) * BLOCK
-            _, _, n, negative, _ = load_candidates(
+            _, _, n, negative = load_plainly(
                 logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
             )
-            num_nan += (negative & (n != n)).to(tl.int32)
             in_middle = negative & (n >= middle_begin) & (n < middle_end)
             num_in_middle += in_middle.to(tl.int32)
             if not HARD:
-                sum_in_middle += tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0).to(tl.int64)
-            elsewhere = negative & (n >= lowest) & (in_middle == 0)
+                to_middle = tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0)
+                # In float32 the sum of four, below 2^29 each, is still an int32: fewer instructions.
+                sum_in_middle += tl.sum(tl.reshape(to_middle, [BLOCK // 4, 4]), 1).to(tl.int64)
+            elsewhere = negative & ((n < lowest) == 0) & (in_middle == 0)
             if tl.max(tl.where(elsewhere, tl.arange(0, BLOCK), -1)) >= 0:
+                num_nan = tl.sum((elsewhere & (n != n)).to(tl.int32))
+                tl.atomic_add(nans_ptr + scope, num_nan, mask=num_nan > 0, sem="relaxed")
+                elsewhere = elsewhere & (n == n)
                 bins = find_bins(n, elsewhere, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, scale)
                 offset = tl.zeros([BLOCK], tl.int64)
                 if not HARD:
@@ -113,7 +119,6 @@ def _bins_kernel(
                 _add(bins_ptr + bins, elsewhere.to(tl.int64), offset, elsewhere, copy_stride, HARD, COMPUTE)
         num_there = tl.sum(num_in_middle).to(tl.int64)
         _add(bins_ptr + middle, num_there, tl.sum(sum_in_middle), num_there > 0, copy_stride, HARD, COMPUTE)
-        tl.atomic_add(nans_ptr + scope, tl.sum(num_nan), mask=tl.sum(num_nan) > 0, sem="relaxed")
 
 
 @triton.jit
@@ -135,13 +140,26 @@ def _add(bin_ptr, added, offset, mask, copy_stride, HARD: tl.constexpr, COMPUTE:
         tl.atomic_add(bin_ptr + copy_stride // 2, offset, mask=mask, sem="relaxed")
 
 
-@triton.jit
-def _sum_copies(bin_ptr, mask, num_copies, copy_stride, HARD: tl.constexpr, COMPUTE: tl.constexpr):
-    """(number, offsets) of bins, over all copies."""
-    num = tl.zeros(bin_ptr.shape, tl.int64)
-    offset = tl.zeros(bin_ptr.shape, tl.int64)
-    for copy in range(num_copies):
-        at = bin_ptr + tl.cast(copy, tl.int64) * copy_stride
+@triton.jit(do_not_specialize=["num_bins", "num_copies", "copy_stride"])
+def _sum_kernel(
+    copies_ptr,
+    totals_ptr,
+    num_bins,
+    num_copies,
+    copy_stride,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    HARD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Number and offsets of a block of bins, over all copies."""
+    bins = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    num = tl.zeros([ROWS, BLOCK], tl.int64)
+    offset = tl.zeros([ROWS, BLOCK], tl.int64)
+    for start in range(0, num_copies, ROWS):
+        copy = (start + tl.arange(0, ROWS))[:, None]
+        at = copies_ptr + copy.to(tl.int64) * copy_stride + bins[None, :]
+        mask = (copy < num_copies) & (bins < num_bins)[None, :]
         value = tl.load(at, mask=mask, other=0)
         if HARD:
             num += value
@@ -151,22 +169,22 @@ def _sum_copies(bin_ptr, mask, num_copies, copy_stride, HARD: tl.constexpr, COMP
         else:
             num += value
             offset += tl.load(at + copy_stride // 2, mask=mask, other=0)
-    return num, offset
+    tl.store(totals_ptr + bins, tl.sum(num, 0), mask=bins < num_bins)
+    tl.store(totals_ptr + num_bins + bins, tl.sum(offset, 0), mask=bins < num_bins)
 
 
-@triton.jit(do_not_specialize=["num_copies", "copy_stride", "capacity"])
+@triton.jit(do_not_specialize=["num_bins", "capacity"])
 def _above_kernel(
     sorted_ptr,
     offsets_ptr,
     kinks_ptr,
     places_ptr,
-    copies_ptr,
+    totals_ptr,
     nans_ptr,
     numbers_ptr,
     areas_ptr,
     above_ptr,
-    num_copies,
-    copy_stride,
+    num_bins,
     capacity,
     delta: tl.float64,
     per_unit: tl.float64,
@@ -184,7 +202,7 @@ def _above_kernel(
     num_positives = (last - first).to(tl.int32)
     num_kinks = num_positives if HARD else 2 * num_positives
     kinks_ptr += 2 * first
-    bins_ptr = copies_ptr + 2 * first + scope
+    totals_ptr += 2 * first + scope
     numbers_ptr += 2 * first
     areas_ptr += 2 * first
     num_right = tl.full([], 0, tl.int64)
@@ -192,7 +210,7 @@ def _above_kernel(
     for start in range(0, num_kinks, BLOCK):
         bins = num_kinks - start - tl.arange(0, BLOCK)  # bin m lies right of kink m - 1
         mask = bins > 0
-        num, offset = _sum_copies(bins_ptr + bins, mask, num_copies, copy_stride, HARD, COMPUTE)
+        num = tl.load(totals_ptr + bins, mask=mask, other=0)
         numbers = num_right + tl.cumsum(num, 0)
         tl.store(numbers_ptr + bins - 1, numbers, mask=mask)
         num_right += tl.sum(num)
@@ -200,7 +218,7 @@ def _above_kernel(
             begin = tl.load(kinks_ptr + bins - 1, mask=mask, other=0)
             end = tl.load(kinks_ptr + bins, mask=mask & (bins < num_kinks), other=0)
             width = tl.where(mask & (bins < num_kinks), _offset(end, begin, per_unit, clip), 0)
-            area = offset + (numbers - num) * width
+            area = tl.load(totals_ptr + num_bins + bins, mask=mask, other=0) + (numbers - num) * width
             tl.store(areas_ptr + bins - 1, area_right + tl.cumsum(area, 0), mask=mask)
             area_right += tl.sum(area)
 
@@ -244,10 +262,12 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
     programs_in_scope = triton.cdiv(num_blocks, blocks_at_once)
     programs_in_copy = MAX_IN_COPY // (BLOCK * blocks_at_once)
     num_copies = triton.cdiv(programs_in_scope, programs_in_copy)
-    copy_stride = (2 * scores.numel() + scopes.num_scopes) * (2 if is_double else 1)
+    num_bins = 2 * scores.numel() + scopes.num_scopes
+    copy_stride = num_bins * (2 if is_double else 1)
     sums = torch.zeros(num_copies * copy_stride + scopes.num_scopes, dtype=torch.int64, device=scores.device)
     copies, nans = sums[: num_copies * copy_stride], sums[num_copies * copy_stride :]
     numbers, areas = torch.empty(2, 2 * scores.numel(), dtype=torch.int64, device=scores.device)
+    totals = torch.empty(2 * num_bins, dtype=torch.int64, device=scores.device)
     above = torch.empty_like(scores)
     constants = {"HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     in_units = {"per_unit": 2.0**fraction_bits / unit, "clip": CLIP * 2.0**fraction_bits}
@@ -272,18 +292,27 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         **in_units,
         **constants,
     )
+    _sum_kernel[triton.cdiv(num_bins, SUM_BLOCK),](
+        copies,
+        totals,
+        num_bins=num_bins,
+        num_copies=num_copies,
+        copy_stride=copy_stride,
+        BLOCK=SUM_BLOCK,
+        ROWS=SUM_ROWS,
+        **constants,
+    )
     _above_kernel[scopes.num_scopes,](
         scores,
         offsets,
         kinks.lines,
         kinks.places,
-        copies,
+        totals,
         nans,
         numbers,
         areas,
         above,
-        num_copies=num_copies,
-        copy_stride=copy_stride,
+        num_bins=num_bins,
         capacity=scores.numel(),
         delta=delta,
         BLOCK=SCAN_BLOCK,
