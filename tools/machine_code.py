@@ -21,7 +21,7 @@ from triton_rankloss.cli.resources import cuobjdump
 # Kernels over tiles of pairs: the constants that are the sides of a tile.
 PAIRS = {
     "pairs._pairs_kernel": ("TILE", "BLOCK"),
-    "positives._sort_kernel": ("TILE", "TILE"),
+    "positives._sort_kernel": ("TILE", "OTHERS"),
     "alrp._rank_kernel": ("TILE", "TILE"),
     "alrp._error_gradient_kernel": ("TILE", "TILE"),
     "rank_sort._error_kernel": ("TILE", "TILE"),

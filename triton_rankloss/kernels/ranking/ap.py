@@ -26,7 +26,7 @@ from ...distributed import join_ranks
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, find_positives, gather_positives, scopes_of
 from .count import count
-from .finish import BLOCK, empty_bends, store_bends, store_lines, sum_scopes
+from .finish import BLOCK, WARPS, empty_bends, store_bends, store_lines, sum_scopes
 from .kinks import make_kinks
 from .positives import sort
 
@@ -120,6 +120,7 @@ def forward(
             capacity=above.numel(),
             delta=delta,
             BLOCK=BLOCK,
+            num_warps=WARPS,
             INTERPOLATE=interpolate,
             HARD=delta == 0,
             COMPUTE=TRITON_DTYPE[above.dtype],

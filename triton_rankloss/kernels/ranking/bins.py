@@ -47,7 +47,7 @@ COUNT_MASK = tl.constexpr(2**18 - 1)
 OFFSET_MASK = tl.constexpr(2**46 - 1)
 CLIP = 2 - 2**-20  # units of 2 delta and more: the longest window that has a score inside, rounding included
 SUM_BLOCK, SUM_ROWS = 32, 64
-SCAN_BLOCK = 1024
+SCAN_BLOCK, SCAN_WARPS = 2048, 8
 
 
 @triton.jit(do_not_specialize=["programs_in_scope", "programs_in_copy", "blocks_at_once", "copy_stride"])
@@ -95,7 +95,7 @@ def _bins_kernel(
         num_in_middle = tl.zeros([BLOCK], tl.int32)
         sum_in_middle = tl.zeros([BLOCK // 4], tl.int64)
         first_block = program * blocks_at_once
-        for block in range(first_block, tl.minimum(first_block + blocks_at_once, tl.cdiv(num_candidates, BLOCK))):
+        for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
             start = tl.cast(block, tl.int64) * BLOCK
             _, _, n, negative = load_plainly(
                 logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
@@ -316,6 +316,7 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         capacity=scores.numel(),
         delta=delta,
         BLOCK=SCAN_BLOCK,
+        num_warps=SCAN_WARPS,
         **in_units,
         **constants,
     )

@@ -24,7 +24,7 @@ from ..arithmetic import number
 from ..candidates import Positives
 from .kinks import Kinks
 
-BLOCK = 1024  # not tuned: one program a scope, bound by the latency of its steps
+BLOCK, WARPS = 2048, 8  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
 
 
 @triton.jit
@@ -153,6 +153,7 @@ def finish(positives: Positives, kinks: Kinks, weights: Tensor, terms: Tensor, d
         delta=delta,
         NUM_LOSSES=num_losses,
         BLOCK=BLOCK,
+        num_warps=WARPS,
         HARD=delta == 0,
     )
     return [sum_scopes(loss) for loss in losses]

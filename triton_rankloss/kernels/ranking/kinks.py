@@ -70,28 +70,9 @@ def cell_scale(lowest, highest, num_cells):
 
 
 @triton.jit
-def _search(sorted_ptr, first, num, shift, x, num_steps, OR_EQUAL: tl.constexpr, DTYPE: tl.constexpr):
-    """How many of the kinks p_k + shift, k < num, are below x, or with OR_EQUAL at or below it."""
-    found = num * 0
-    for search_step in range(num_steps):
-        trial = found + (1 << (num_steps - 1 - search_step))
-        reachable = trial <= num
-        y = make_kink(tl.load(sorted_ptr + first + trial - 1, mask=reachable, other=0), shift, DTYPE)
-        below = (y <= x) if OR_EQUAL else (y < x)
-        found = tl.where(reachable & below, trial, found)
-    return found
-
-
-@triton.jit
-def _search_cells(sorted_ptr, first, num, shift, cell, lowest, scale, num_cells, num_steps, DTYPE: tl.constexpr):
-    """How many of the kinks p_k + shift, k < num, lie in cells before `cell`."""
-    found = num * 0 + cell * 0
-    for search_step in range(num_steps):
-        trial = found + (1 << (num_steps - 1 - search_step))
-        reachable = trial <= num
-        y = make_kink(tl.load(sorted_ptr + first + trial - 1, mask=reachable, other=0), shift, DTYPE)
-        found = tl.where(reachable & (cell_of(y, lowest, scale, num_cells) < cell), trial, found)
-    return found
+def _load_kink(sorted_ptr, place, num, shift, DTYPE: tl.constexpr):
+    """The kink p + shift of a place below num."""
+    return make_kink(tl.load(sorted_ptr + place, mask=place < num, other=0), shift, DTYPE)
 
 
 @triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps", "num_steps"])
@@ -114,50 +95,43 @@ def _kinks_kernel(
     """Put the kinks of a tile of positives in their places, and fill its cells."""
     delta = number(delta, tl.float64)
     at, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
-    num, place = (last - first).to(tl.int32), (at - first).to(tl.int32)
+    num, place = last - first, at - first
     p = tl.load(sorted_ptr + at, mask=there, other=0)
-    lower = make_kink(p, -delta, COMPUTE)
+    lower, upper = make_kink(p, -delta, COMPUTE), make_kink(p, delta, COMPUTE)
     lowest = make_kink(tl.load(sorted_ptr + first, mask=there, other=0), -delta, COMPUTE)
     highest = make_kink(tl.load(sorted_ptr + last - 1, mask=there, other=0), delta, COMPUTE)
     num_cells = num * CELLS
-    scale = cell_scale(lowest, highest, num_cells)
+    scale = cell_scale(lowest, highest, num_cells)[:, None]
     cell = place[:, None] * CELLS + tl.arange(0, CELLS)[None, :]
-    before = _search_cells(
-        sorted_ptr,
-        first[:, None],
-        num[:, None],
-        -delta,
-        cell,
-        lowest[:, None],
-        scale[:, None],
-        num_cells[:, None],
-        num_steps,
-        COMPUTE,
-    )
-    if HARD:
-        tl.store(kinks_ptr + 2 * first + place, lower, mask=there)
-        tl.store(places_ptr + at, place, mask=there)
-    else:
-        upper = make_kink(p, delta, COMPUTE)
-        lower_place = place + _search(sorted_ptr, first, num, delta, lower, num_steps, False, COMPUTE)
-        upper_place = place + _search(sorted_ptr, first, num, -delta, upper, num_steps, True, COMPUTE)
-        tl.store(kinks_ptr + 2 * first + lower_place, lower, mask=there)
-        tl.store(kinks_ptr + 2 * first + upper_place, upper, mask=there)
-        tl.store(places_ptr + at, lower_place, mask=there)
-        tl.store(places_ptr + capacity + at, upper_place, mask=there)
-        before += _search_cells(
-            sorted_ptr,
-            first[:, None],
-            num[:, None],
-            delta,
-            cell,
-            lowest[:, None],
-            scale[:, None],
-            num_cells[:, None],
-            num_steps,
-            COMPUTE,
-        )
-    tl.store(cells_ptr + CELLS * first[:, None] + cell, before, mask=there[:, None])
+    in_scope = sorted_ptr + first
+    # Searches take the same steps side by side: each waits for memory, and now all at once.
+    uppers_before = tl.zeros([TILE], tl.int32)  # the lower kink
+    lowers_before = tl.zeros([TILE], tl.int32)  # the upper kink, or at it
+    lowers_in = tl.zeros([TILE, CELLS], tl.int32)  # cells before this one
+    uppers_in = tl.zeros([TILE, CELLS], tl.int32)
+    for search_step in range(num_steps):
+        stride = 1 << (num_steps - 1 - search_step)
+        trial = lowers_in + stride
+        y = _load_kink(in_scope[:, None], trial - 1, num[:, None], -delta, COMPUTE)
+        y_cell = cell_of(y, lowest[:, None], scale, num_cells[:, None])
+        lowers_in = tl.where((trial <= num[:, None]) & (y_cell < cell), trial, lowers_in)
+        if not HARD:
+            trial = uppers_in + stride
+            y = _load_kink(in_scope[:, None], trial - 1, num[:, None], delta, COMPUTE)
+            y_cell = cell_of(y, lowest[:, None], scale, num_cells[:, None])
+            uppers_in = tl.where((trial <= num[:, None]) & (y_cell < cell), trial, uppers_in)
+            trial = uppers_before + stride
+            y = _load_kink(in_scope, trial - 1, num, delta, COMPUTE)
+            uppers_before = tl.where((trial <= num) & (y < lower), trial, uppers_before)
+            trial = lowers_before + stride
+            y = _load_kink(in_scope, trial - 1, num, -delta, COMPUTE)
+            lowers_before = tl.where((trial <= num) & (y <= upper), trial, lowers_before)
+    tl.store(kinks_ptr + 2 * first + place + uppers_before, lower, mask=there)
+    tl.store(places_ptr + at, place + uppers_before, mask=there)
+    if not HARD:
+        tl.store(kinks_ptr + 2 * first + place + lowers_before, upper, mask=there)
+        tl.store(places_ptr + capacity + at, place + lowers_before, mask=there)
+    tl.store(cells_ptr + CELLS * first.to(tl.int64)[:, None] + cell, lowers_in + uppers_in, mask=there[:, None])
 
 
 @triton.jit

@@ -81,7 +81,7 @@ def _list_kernel(
     num_saturated = tl.zeros([BLOCK], COMPUTE)
     num_on_line = tl.zeros([BLOCK], COMPUTE)
     sum_on_line = tl.zeros([BLOCK], COMPUTE)
-    num_blocks = tl.where(first < last, tl.cdiv(num_candidates, BLOCK), 0)
+    num_blocks = tl.where(first < last, (num_candidates - 1) // BLOCK + 1, 0)
     for block in range(program, num_blocks, num_lists):
         start = tl.cast(block, tl.int64) * BLOCK
         _, _, n, negative, _ = load_candidates(

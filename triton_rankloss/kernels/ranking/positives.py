@@ -9,10 +9,10 @@ sorting network, no data is exchanged, and no order of programs matters. A NaN c
     symbol               meaning
     i, k                 positives as they are listed: row-major
     p                    their scores
-    order [P]            which i is at each place in ascending order; scope s has places offsets[s]:offsets[s + 1]
+    order [P]            which i is at each place in ascending order, scope s at offsets[s]:offsets[s + 1]
     among [P]            a_i, in ascending order
 
-    owner of outputs     program t: the places of positives t * TILE and the following, whichever scopes they are of
+    owner of outputs     program t: the places of positives t * SORT_TILE and the following, whichever scopes they are of
     accumulation         ranks int32; a_i float32 (float64 for float64 logits)
 """
 
@@ -28,6 +28,7 @@ from .step import half_inverse, step
 # Positives per program, and per step of its loop: 8 pairs a thread, so that four sums of them stay in registers, in
 # float64 too. With 64, Rank & Sort spilled.
 TILE = 32
+SORT_TILE, SORT_OTHERS = 8, 128  # so many at once, since the kernel waits for memory rather than for arithmetic
 
 
 @triton.jit
@@ -45,10 +46,11 @@ def find_scopes(offsets_ptr, i, num_scopes, num_scope_steps):
 @triton.jit
 def load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE: tl.constexpr):
     """The program's tile of positives: (i, whether there are so many, first and last of their scopes)."""
-    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    there = i < tl.load(offsets_ptr + num_scopes)
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = i < tl.load(offsets_ptr + num_scopes).to(tl.int32)
     first, last = find_scopes(offsets_ptr, tl.where(there, i, 0), num_scopes, num_scope_steps)
-    return i, there, first, tl.where(there, last, first)
+    first = first.to(tl.int32)
+    return i, there, first, tl.where(there, last.to(tl.int32), first)
 
 
 @triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
@@ -65,6 +67,7 @@ def _sort_kernel(
     num_scope_steps,
     half_inverse_delta: tl.float64,
     TILE: tl.constexpr,
+    OTHERS: tl.constexpr,
     HARD: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
@@ -73,20 +76,20 @@ def _sort_kernel(
     i, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
     p = tl.load(scores_ptr + i, mask=there, other=0)
     key = tl.where(p != p, float("inf"), p)
-    rank = tl.zeros([TILE], tl.int32)
-    above = tl.zeros([TILE, TILE], COMPUTE)
-    for start in range(tl.min(first), tl.max(last), TILE):
-        k = start + tl.arange(0, TILE)
+    rank = tl.zeros([TILE, OTHERS], tl.int32)
+    above = tl.zeros([TILE, OTHERS], COMPUTE)
+    for start in range(tl.min(first), tl.max(last), OTHERS):
+        k = start + tl.arange(0, OTHERS)
         in_scope = (k[None, :] >= first[:, None]) & (k[None, :] < last[:, None])
         p_k = tl.load(scores_ptr + k, mask=k < capacity, other=0)
         key_k = tl.where(p_k != p_k, float("inf"), p_k)
         before = (key_k[None, :] < key[:, None]) | ((key_k[None, :] == key[:, None]) & (k[None, :] < i[:, None]))
-        rank += tl.sum((before & in_scope).to(tl.int32), 1)
+        rank += (before & in_scope).to(tl.int32)
         above += tl.where(in_scope, step(p_k[None, :] - p[:, None], half_inverse_delta, HARD), 0)
     among = tl.sum(above, 1)
     if not HARD:
         among += 0.5  # the positive itself counts as 1, and has been counted as H(0)
-    place = tl.where(there, first + rank, i)
+    place = tl.where(there, first + tl.sum(rank, 1), i)
     # Behind the last positive of a bound: valid to read through.
     tl.store(sorted_ptr + place, tl.where(there, p, 0), mask=i < capacity)
     tl.store(sorted_positions_ptr + place, tl.load(positions_ptr + i, mask=there, other=0), mask=i < capacity)
@@ -100,7 +103,7 @@ def sort(positives: Positives, delta: float) -> tuple[Positives, Tensor, Tensor]
     in_order = Positives(torch.empty_like(positions), torch.empty_like(scores), offsets, num_ranked)
     order, among = torch.empty_like(positions), torch.empty_like(scores)
     if scores.numel() > 0:
-        _sort_kernel[triton.cdiv(scores.numel(), TILE),](
+        _sort_kernel[triton.cdiv(scores.numel(), SORT_TILE),](
             scores,
             positions,
             offsets,
@@ -112,7 +115,8 @@ def sort(positives: Positives, delta: float) -> tuple[Positives, Tensor, Tensor]
             num_scopes=offsets.numel() - 1,
             num_scope_steps=scope_steps(offsets),
             half_inverse_delta=half_inverse(delta),
-            TILE=TILE,
+            TILE=SORT_TILE,
+            OTHERS=SORT_OTHERS,
             HARD=delta == 0,
             COMPUTE=TRITON_DTYPE[scores.dtype],
         )
