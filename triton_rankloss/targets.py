@@ -84,6 +84,11 @@ def negative_mask(logits: Tensor, targets: Tensor) -> Tensor:
     return mask
 
 
+def negative_positions(logits: Tensor, targets: Tensor) -> Tensor:
+    """Flat positions of the negative logits, int64 [N]."""
+    return negative_mask(logits, targets).reshape(-1).nonzero().squeeze(1)
+
+
 def select(logits: Tensor, positions: Tensor) -> Tensor:
     """Logits [M] at flat `positions`, infinite ones as large finite ones, in the dtype of the result."""
     return clamp_infinities(logits.reshape(-1).index_select(0, positions))
