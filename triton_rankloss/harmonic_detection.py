@@ -26,7 +26,7 @@ from .iou_balanced import focal_gradient
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
 from .reference import add_up, harmonic as reference
-from .targets import certain_negatives, in_blocks, positive_positions, select, softmax_classes
+from .targets import as_anchors, certain_negatives, in_blocks, positive_positions, select, softmax_classes
 from .task_contrastive import task_contrastive_losses
 
 
@@ -122,6 +122,7 @@ def harmonic_detection_loss(
         check_softmax_labels(logits, targets, background, "targets")
     else:
         check_logits_and_targets(logits, targets)
+    logits, targets = as_anchors(logits, targets)
     _check_positives(logits, pred_boxes, target_boxes, pred_deltas, target_deltas)
     check_avg_factor(avg_factor, logits)
 

@@ -19,7 +19,7 @@ from .checks import (
 from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .targets import scatter_to_positives, softmax_classes, softmax_rows
+from .targets import as_anchors, scatter_to_positives, softmax_classes, softmax_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -81,6 +81,7 @@ def iou_balanced_cross_entropy_loss(
     """
     check_softmax_labels(logits, labels, background)
     iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
+    logits, labels, iou = as_anchors(logits, labels, iou)
     if iou.dim() != 1 and iou.shape != labels.shape:
         raise ValueError(
             f"{name} must have shape [P] or {tuple(labels.shape)}, P the number of foreground samples; got "
