@@ -89,8 +89,9 @@ def _load_positives(
         p = tl.where(x < 0, tail, 1 - tail)
     offset = p - tl.load(iou_ptr + i, mask=mask, other=0).to(COMPUTE)
     excess = tl.abs(offset) - margin
-    sign = tl.where(excess > 0, tl.where(offset < 0, -1.0, 1.0), 0.0)
-    return tl.where(excess < 0, 0, excess), sign, slope  # NaN stays
+    r = tl.where(excess < 0, 0, excess)  # NaN stays
+    sign = tl.where(r > 0, tl.where(offset < 0, -1.0, 1.0), r)
+    return r, sign, slope
 
 
 @triton.jit
