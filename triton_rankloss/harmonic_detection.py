@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .boxes import box_losses
+from .boxes import box_iou
 from .checks import (
     check_avg_factor,
     check_background,
@@ -146,7 +146,7 @@ def harmonic_detection_loss(
         *split_avg_factor(avg_factor),
     )
     if task_contrastive_weight > 0:
-        iou = 1 - box_losses(pred_boxes, target_boxes, "iou", 0.0, eps)
+        iou = box_iou(pred_boxes, target_boxes, eps)
         terms = task_contrastive_losses(logits, positions, iou, task_contrastive_margin, activation)
         loss = loss + (task_contrastive_weight * scale * terms.sum()).to(loss.dtype)
     return loss

@@ -67,7 +67,7 @@ def iou_balanced_focal_loss(
             only those of positives are read), or [P] in row-major order of the positives, which costs a host
             synchronization; a shape that could be either is read per anchor. No gradient reaches it.
         pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
-            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+            floating dtype; their IoU, as in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain focal loss.
         alpha: weight of the positives; of the negatives it is 1 - alpha.

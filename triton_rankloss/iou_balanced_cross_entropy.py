@@ -54,7 +54,7 @@ def iou_balanced_cross_entropy_loss(
             samples are read), or [P] in row-major order of the foreground samples, which costs a host
             synchronization. No gradient reaches it.
         pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
-            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+            floating dtype; their IoU, as in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain cross-entropy.
         background: the background's channel, counted from the end if below 0: -1 is the last one. It names a channel,

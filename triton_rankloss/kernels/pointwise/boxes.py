@@ -1,6 +1,7 @@
 """Box losses of pairs of boxes, forward and backward: one kernel each, one read of the boxes, one write.
 
     kind        loss
+    overlap     IoU
     iou         1 - IoU
     harmonic    (1 + IoU)^gamma (1 - IoU)
     giou        1 - IoU + (C - U) / C~
@@ -15,6 +16,7 @@ and ' for the length on the other axis, U~ = U + eps, C~ = C + eps, D~ = D + eps
 losses are (alpha is constant)
                   in o                      in s                        in e                 in m
     1 - IoU       -(1 + IoU) o' / U~        IoU s' / U~
+    overlap       -1 times these
     harmonic      k times these,  k = (1 + IoU)^gamma (1 - gamma (1 - IoU) / (1 + IoU))
     giou adds     o' / C~                   -s' / C~                    U~ e' / C~^2
     diou adds                                                           -2 d e / D~^2        2 m / D~
@@ -70,7 +72,7 @@ def _harmonic_weight(iou, gamma):
 def box_losses(a1, a2, b1, b2, gamma, eps, KIND: tl.constexpr):
     """Losses [BLOCK]."""
     iou, union = iou_and_union(a1, a2, b1, b2, eps)
-    loss = 1 - iou
+    loss = iou if KIND == "overlap" else 1 - iou
     low_a, high_a = in_order(a1, a2)
     low_b, high_b = in_order(b1, b2)
     around = tl.maximum(high_a, high_b) - tl.minimum(low_a, low_b)
@@ -98,6 +100,8 @@ def box_gradients(a1, a2, b1, b2, gamma, eps, KIND: tl.constexpr):
     low_b, high_b = in_order(b1, b2)
     around = tl.maximum(high_a, high_b) - tl.minimum(low_a, low_b)
     per_union = 1 / union
+    if KIND == "overlap":
+        per_union = -per_union
     if KIND == "harmonic":
         per_union *= _harmonic_weight(iou, gamma) * (1 - (1 - iou) * gamma / (1 + iou))
     grad_intersection, grad_area = -(1 + iou) * per_union, iou * per_union
