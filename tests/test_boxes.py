@@ -169,14 +169,14 @@ def test_by_hand(kind, box, expected, device):
 
 
 def test_iou_of_boxes_that_hardly_intersect(device):
-    # Two unit squares, 2^-22 wide into each other: I = 2^-22, U = 2 - 2^-22. In float32, 1 - IoU has no digit of it.
-    boxes1 = torch.tensor([[1 - 2.0**-22, 0, 2, 1]], device=device, requires_grad=True)
+    # Two unit squares, 3 2^-24 wide into each other: I = 3 2^-24, U = 2 - I. In float32, 1 - IoU has no digit of it.
+    boxes1 = torch.tensor([[1 - 3 * 2.0**-24, 0, 2, 1]], device=device, requires_grad=True)
     iou = box_iou(boxes1, torch.tensor([[0.0, 0, 1, 1]], device=device), eps=0.0)
-    expected = 2.0**-22 / (2 - 2.0**-22)
+    expected = 3 * 2.0**-24 / (2 - 3 * 2.0**-24)
     assert_close(iou, [expected])
     # dI/dx1 = -1, dU/dx1 = -1 + 1 = 0; dI/dx2 = 0, dU/dx2 = 1; y: dI = I / 2 (the ends tie), dU = U / 2: nothing.
     iou.sum().backward()
-    union = 2 - 2.0**-22
+    union = 2 - 3 * 2.0**-24
     assert_close(boxes1.grad, [[-1 / union, 0, -expected / union, 0]], atol=1e-8)
 
 

@@ -77,8 +77,8 @@ def test_by_hand(device):
 def test_boxes_that_hardly_intersect(loss, device):
     """In float32 one minus their box loss has no digits of an IoU of 1e-7."""
     target = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1]], device=device)
-    pred = torch.tensor([[1 - 2.0**-22, 0, 2, 1], [0.5, 0, 1.5, 1]], device=device)
-    iou = torch.tensor([2.0**-22 / (2 - 2.0**-22), 1 / 3], device=device)
+    pred = torch.tensor([[1 - 3 * 2.0**-24, 0, 2, 1], [0.5, 0, 1.5, 1]], device=device)
+    iou = torch.tensor([3 * 2.0**-24 / (2 - 3 * 2.0**-24), 1 / 3], device=device)
     logits, labels = torch.randn(2, NUM_CLASSES, device=device), torch.tensor([0, 1], device=device)
     expected, expected_gradient = gradient_of(loss, logits, labels, iou, eta=1.0)
     value, gradient = gradient_of(loss, logits, labels, eta=1.0, pred_boxes=pred, target_boxes=target)
