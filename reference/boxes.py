@@ -3,8 +3,9 @@
 Rezatofighi et al., CVPR 2019, arXiv 1902.09630 (GIoU); Zheng et al., AAAI 2020, arXiv 1911.08287 (DIoU, CIoU); Wang
 and Zhang, ICCV 2021, arXiv 2108.10809 (harmonic IoU).
 
-Widths and heights are not taken below 0: a box with x2 < x1 is empty. Boxes that only touch do not intersect. Where
-ends coincide, autograd's derivative of a minimum or maximum is the mean of the one-sided ones.
+Widths and heights are not taken below 0: a box with x2 < x1 is empty, but its corners have a centre, and a box around
+them. Boxes that only touch do not intersect. Where ends coincide, autograd's derivative of a minimum or maximum is the
+mean of the one-sided ones.
 
 a and b are boxes as corners (lower, upper), each [2, ...]: x and y come first, whose arithmetic is fastest so.
 """
@@ -85,8 +86,16 @@ def area(size: Tensor) -> Tensor:
 
 
 def enclosing_size(a: Corners, b: Corners) -> Tensor:
-    """(width, height) of the smallest box around both."""
-    return (torch.maximum(a[1], b[1]) - torch.minimum(a[0], b[0])).clamp(min=0)
+    """(width, height) of the smallest box around all corners, and so around both centres."""
+    (lower1, upper1), (lower2, upper2) = in_order(a), in_order(b)
+    return torch.maximum(upper1, upper2) - torch.minimum(lower1, lower2)
+
+
+def in_order(box: Corners) -> Corners:
+    """The same corners, those of a box with x2 < x1 or y2 < y1 exchanged."""
+    lower, upper = box
+    is_reversed = upper < lower
+    return torch.where(is_reversed, upper, lower), torch.where(is_reversed, lower, upper)
 
 
 def center_distance(a: Corners, b: Corners, eps: float) -> Tensor:

@@ -34,8 +34,9 @@ def task_contrastive_loss(
     else:
         p = rows.sigmoid()
         entropy = -(p * logsigmoid(rows) + (-rows).sigmoid() * logsigmoid(-rows)).sum(1)
-    distance = (p.gather(1, channels.unsqueeze(1)).squeeze(1) - iou).abs()
-    return (distance - margin).relu() * (-entropy).sigmoid()
+    offset = p.gather(1, channels.unsqueeze(1)).squeeze(1) - iou
+    sign = torch.where(offset.isnan(), offset, offset.sign()).detach()  # the derivative of abs at NaN would be 0
+    return (sign * offset - margin).relu() * (-entropy).sigmoid()
 
 
 def localization_loss(

@@ -100,7 +100,7 @@ def detection(kind):
          "iou_gamma": UNIT, "task_contrastive_weight": AT_LEAST_0, "task_contrastive_margin": UNIT, "eps": AT_LEAST_0},
         {"focal_alpha": 0.4, "focal_gamma": 1.5, "background": 3, "beta": 0.3, "iou_weight": 0.5, "iou_gamma": 0.6,
          "detach_factors": True, "task_contrastive_weight": 0.5, "task_contrastive_margin": 0.1, "eps": 1e-3},
-        fixed={"classification": kind}, roundings=2,
+        fixed={"classification": kind},
     )  # fmt: skip
 
 

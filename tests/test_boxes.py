@@ -9,6 +9,7 @@ from cases import assert_close
 from hypothesis import given, settings, strategies as st
 
 import triton_rankloss as trl
+from triton_rankloss.boxes import box_iou
 
 LOSSES = {
     "iou": trl.box_iou_loss,
@@ -29,8 +30,8 @@ def literal(kind, a, b, eps=1e-7, gamma=0.8):
     intersection = width * height if width > 0 and height > 0 else 0.0
     union = width_a * height_a + width_b * height_b - intersection
     iou = intersection / (union + eps)
-    around = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
-    around = max(around[0], 0), max(around[1], 0)
+    corners = [*zip(a, b)]
+    around = [max(*corners[k], *corners[k + 2]) - min(*corners[k], *corners[k + 2]) for k in (0, 1)]
     if kind == "iou":
         return 1 - iou
     if kind == "harmonic":
@@ -104,6 +105,26 @@ def test_losses_and_gradients(kind, grid, device):
     assert_close(gradient2, expected2)
 
 
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "harmonic"])  # in ciou, alpha is a constant
+def test_gradient_of_reversed_boxes(kind, device):
+    """By differences, where no two coordinates are equal."""
+    boxes1, boxes2 = 6 * torch.rand(2, 40, 4, dtype=torch.float64)
+    upstream = torch.ones(40, dtype=torch.float64)
+    assert ((boxes1[:, 2:] < boxes1[:, :2]) | (boxes2[:, 2:] < boxes2[:, :2])).any(1).sum() > 30
+    on_device = (tensor.to(device) for tensor in (boxes1, boxes2, upstream))
+    _, gradient1, gradient2 = gradients_of(LOSSES[kind], *on_device)
+    step = 1e-6
+    for boxes, gradient in ((boxes1, gradient1), (boxes2, gradient2)):
+        for column in range(4):
+            boxes[:, column] += step
+            above = [literal(kind, *pair) for pair in zip(boxes1.tolist(), boxes2.tolist())]
+            boxes[:, column] -= 2 * step
+            below = [literal(kind, *pair) for pair in zip(boxes1.tolist(), boxes2.tolist())]
+            boxes[:, column] += step
+            slopes = [(x - y) / (2 * step) for x, y in zip(above, below)]
+            assert_close(gradient[:, column], slopes, atol=1e-7)
+
+
 # a = (0, 0, 2, 2) against b. All of them with eps = 0.
 HAND = [
     # half: I = 2, U = 4, IoU = 1/2; the box around both is a, C = 4, D = 8; centres (1, 1), (0.5, 1): d = 1/4;
@@ -124,6 +145,12 @@ HAND = [
     ("line", (0, 0, 0, 2), {"iou": 1, "giou": 1, "diou": 1 + 1 / 8, "ciou": 1 + 1 / 8 + 1 / 20, "harmonic": 1}),
     # x2 < x1: empty. Width 0, height 2: as the line, but its centre is a's, d = 0
     ("reversed", (2, 0, 0, 2), {"iou": 1, "giou": 1, "diou": 1, "ciou": 1 + 1 / 20, "harmonic": 1}),
+    # the same far away: U = 4, C = 8 2; centres (1, 1), (7, 1): d = 36, D = 64 + 4
+    ("reversed, apart", (8, 0, 6, 2), {"iou": 1, "giou": 1 + 12 / 16, "diou": 1 + 36 / 68, "harmonic": 1,
+                                       "ciou": 1 + 36 / 68 + 1 / 20}),
+    # a point at the corner, whose sizes are -0: d = 2, D = 8
+    ("-0", (0.0, 0.0, -0.0, -0.0), {"iou": 1, "giou": 1, "diou": 1 + 2 / 8, "ciou": 1 + 2 / 8 + 1 / 20,
+                                      "harmonic": 1}),
 ]  # fmt: skip
 
 
@@ -139,6 +166,18 @@ def test_by_hand(kind, box, expected, device):
     assert swapped.item() == pytest.approx(loss.item(), abs=1e-15)
     assert gradient1.isfinite().all()
     assert gradient2.isfinite().all()
+
+
+def test_iou_of_boxes_that_hardly_intersect(device):
+    # Two unit squares, 3 2^-24 wide into each other: I = 3 2^-24, U = 2 - I. In float32, 1 - IoU has no digit of it.
+    boxes1 = torch.tensor([[1 - 3 * 2.0**-24, 0, 2, 1]], device=device, requires_grad=True)
+    iou = box_iou(boxes1, torch.tensor([[0.0, 0, 1, 1]], device=device), eps=0.0)
+    expected = 3 * 2.0**-24 / (2 - 3 * 2.0**-24)
+    assert_close(iou, [expected])
+    # dI/dx1 = -1, dU/dx1 = -1 + 1 = 0; dI/dx2 = 0, dU/dx2 = 1; y: dI = I / 2 (the ends tie), dU = U / 2: nothing.
+    iou.sum().backward()
+    union = 2 - 3 * 2.0**-24
+    assert_close(boxes1.grad, [[-1 / union, 0, -expected / union, 0]], atol=1e-8)
 
 
 def test_gradients_by_hand(device):
@@ -174,16 +213,18 @@ def test_a_perfect_box_has_no_gradient(kind, device):
     st.floats(0.1, 10),
 )
 def test_properties(kind, coordinates, shift, scale):
-    """Finite and symmetric for any boxes; for proper boxes bounded, and the same wherever they are and in any unit."""
+    """Finite, bounded and symmetric for any boxes; for proper ones the same wherever they are and in any unit."""
     boxes1, boxes2 = torch.tensor(coordinates, dtype=torch.float64).split(4, dim=1)
     losses, *gradients = gradients_of(LOSSES[kind], boxes1, boxes2, torch.ones(len(coordinates)), eps=1e-9)
     assert losses.min() >= -1e-6
     assert all(tensor.isfinite().all() for tensor in (losses, *gradients))
+    pairs = zip(boxes1.tolist(), boxes2.tolist())
+    assert_close(losses, [literal(kind, *pair, eps=1e-9) for pair in pairs], atol=1e-12)
     assert torch.allclose(LOSSES[kind](boxes2, boxes1, eps=1e-9), losses, atol=1e-12)
     moved = torch.tensor([*shift, *shift], dtype=torch.float64)
     is_box = ((boxes1[:, 2:] > boxes1[:, :2]) & (boxes2[:, 2:] > boxes2[:, :2])).all(1)
     bound = {"iou": 1, "giou": 2, "diou": 2, "ciou": 3, "harmonic": 1.05}[kind]
-    assert (losses[is_box] <= bound + 1e-6).all()
+    assert (losses <= bound + 1e-6).all()
     elsewhere = LOSSES[kind](scale * boxes1 + moved, scale * boxes2 + moved, eps=1e-9)
     assert torch.allclose(elsewhere[is_box], losses[is_box], atol=1e-6)
 

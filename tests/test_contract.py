@@ -109,6 +109,33 @@ def test_labels_and_dense_targets_agree(loss, device):
         assert not gradients[0][labels < 0].any()
 
 
+@each(lambda loss: loss.takes_logits)
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, 200, 257])
+def test_labels_in_any_integer_dtype(loss, num_classes, device):
+    """Also in one that cannot hold the number of channels: to int8, 200 would be -56, and to uint8, 257 would be 1."""
+    labels = make_labels("mixed")
+    labels[(labels < 0) | (labels == NUM_CLASSES)] = 2
+    inputs = make_inputs(loss, labels=labels, device=device)
+    inputs["logits"] = torch.randn(*labels.shape, num_classes + loss.is_softmax, dtype=torch.float64, device=device)
+    expected = evaluate(loss, inputs)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        found = evaluate(loss, inputs | {loss.targets: inputs[loss.targets].to(dtype)})
+        for actual, wanted in zip(chain(*found), chain(*expected)):
+            assert_close(actual, wanted, times=0.01)
+
+
+@each(lambda loss: loss.takes_logits)
+def test_one_anchor_without_a_dimension_for_anchors(loss, device):
+    inputs = make_inputs(loss, labels=torch.tensor([1]), device=device)
+    expected = evaluate(loss, inputs)
+    alone = inputs | {"logits": inputs["logits"][0], loss.targets: inputs[loss.targets][0]}
+    per_anchor = [alone | {"iou": inputs["iou"][0]}] if loss.takes_iou_per_anchor and not loss.error_driven else []
+    for form in (alone, *per_anchor):
+        outputs, gradients = evaluate(loss, form)
+        assert_equal(outputs, expected[0])
+        assert_equal([g.view(w.shape) for g, w in zip(gradients, expected[1])], expected[1])
+
+
 @each(lambda loss: loss.takes_iou_per_anchor)
 def test_iou_of_positives_and_of_anchors_agree(loss, device):
     inputs = make_inputs(loss, device=device)
@@ -244,7 +271,7 @@ def test_nan_stays_with_its_positive(loss, device):
             (found,), found_gradients = evaluate(loss, inputs | {name: poisoned})
             assert found.isnan().nonzero().tolist() == [[1]]
             for leaf, gradient, wanted in zip(loss.leaves, found_gradients, gradients):
-                if leaf == name != "iou":
+                if leaf == name:
                     assert gradient[places[leaf]].isnan().any()
                 gradient[places[leaf]] = wanted[places[leaf]]
                 assert_equal(gradient, wanted)
@@ -453,6 +480,8 @@ def recorded():
                     *((first, more) for more in [*(scope | bound for scope in scopes(loss)[1:]), *group, options]),
                 ]:
                     evaluate(loss, form, **more)
+                if "task_contrastive_weight" in loss.allowed:  # half precision takes one operator more
+                    evaluate(loss, to_dtype(first, torch.float16), **options)
         yield recorder.calls
     finally:
         torch.distributed.destroy_process_group()
@@ -480,9 +509,16 @@ def test_bad_tensors(loss, device):
         refuses(name, value.tolist(), TypeError, f"{name} must be a tensor; got list")
         if value.is_floating_point():
             refuses(name, value.long(), TypeError, f"{name} must have a floating-point dtype; got torch.int64")
+            small = value.to(torch.float8_e5m2)
+            refuses(name, small, TypeError, f"{name} must have a floating-point dtype of .*; got torch.float8_e5m2")
         else:
             refuses(name, value.float(), TypeError, f"{name} .*must have an integer dtype; got torch.float32")
             refuses(name, value.bool(), TypeError, f"{name} .*must have an integer dtype; got torch.bool")
+            for dtype in (torch.uint16, torch.uint32, torch.uint64):
+                refuses(name, value.to(dtype), TypeError, f"{name} must have a dtype that .*; got {dtype}")
+            if loss.has_dense_targets:
+                dense = to_dense(value).to(torch.uint16)
+                refuses(name, dense, TypeError, f"{name} must have a dtype that .*; got torch.uint16")
         if name != loss.arguments[0]:
             refuses(name, value.to("meta"), ValueError, f"{name} must be on the same device.*; got meta")
             shape = re.escape(str(tuple(value[:-1].shape)))
@@ -531,6 +567,8 @@ def wrong_for_a_call(loss):
         yield "avg_factor", -1, ValueError, "avg_factor must be > 0 and finite; got -1"
         yield "avg_factor", "2", TypeError, "avg_factor must be a number; got str"
         yield "avg_factor", torch.ones(4), ValueError, r"avg_factor must be a .*; got shape \(4,\)"
+        unsigned = torch.tensor(2).to(torch.uint32)
+        yield "avg_factor", unsigned, TypeError, "avg_factor must have a dtype that .*; got torch.uint32"
         yield "avg_factor", torch.tensor(True), TypeError, "avg_factor must have a real dtype; got torch.bool"
         yield "avg_factor", torch.ones((), device="meta"), ValueError, "avg_factor must be on the same .* got meta"
 

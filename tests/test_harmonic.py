@@ -170,6 +170,29 @@ def test_task_contrastive_loss_by_hand(device):
     assert both.tolist() == pytest.approx([0.06, 0.06])
 
 
+@pytest.mark.parametrize("shift", [1000, 60000])
+def test_a_shift_of_all_logits_changes_no_softmax(shift, device):
+    """In float32; the logits are multiples of 1/64, so that adding the shift is exact."""
+    logits = torch.randint(-128, 128, (6, 5), device=device) / 64
+    labels, iou = torch.tensor([0, 1, 2, 3, 0, 1], device=device), torch.linspace(0, 1, 6, device=device)
+
+    def loss(x):
+        return trl.task_contrastive_loss(x, labels, iou, activation="softmax")
+
+    for actual, wanted in zip(gradients_of(loss, (logits + shift,)), gradients_of(loss, (logits,))):
+        assert_close(actual, wanted)
+
+
+def test_softmax_of_equal_infinities(device):
+    # p = 1/4 each, H = ln 4: |1/4 - 1| - 0.2 = 0.55, over 1 + 4.
+    for value in (torch.inf, -torch.inf):
+        logits = torch.full((1, 4), value, device=device)
+        loss = trl.task_contrastive_loss(
+            logits, torch.tensor([0]).to(device), torch.ones(1).to(device), activation="softmax"
+        )
+        assert_close(loss, [0.11])
+
+
 @activations
 def test_task_contrastive_loss_is_that_of_the_reference(activation, batch):
     logits, labels, iou = batch

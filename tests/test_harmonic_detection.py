@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, assert_close
+from cases import DTYPES, assert_close, assert_equal
 from torch.nn.functional import cross_entropy, one_hot
 
 import triton_rankloss as trl
@@ -187,6 +187,17 @@ def test_a_power_below_1_of_a_probability_that_underflows(dtype, device):
     loss = trl.harmonic_detection_loss(logits, labels, boxes(4).to(device), boxes(4).to(device), **options)
     assert loss.isfinite()
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_the_gradient_of_both_terms_once(classification, dtype, device):
+    batch = Batch(classification, device)
+    batch.logits = batch.logits.to(dtype)
+    _, gradient, *_ = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=2.0)
+    batch.logits = batch.logits.float()
+    _, expected, *_ = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=2.0)
+    assert_equal(gradient, expected.to(dtype))
 
 
 def test_softmax_label_beyond_the_last_channel(device):

@@ -73,6 +73,19 @@ def test_by_hand(device):
     assert gradient[:, 0].tolist() == pytest.approx([0.5, 0.25], rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", CLASSIFICATION)
+def test_boxes_that_hardly_intersect(loss, device):
+    """In float32 one minus their box loss has no digits of an IoU of 1e-7."""
+    target = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1]], device=device)
+    pred = torch.tensor([[1 - 3 * 2.0**-24, 0, 2, 1], [0.5, 0, 1.5, 1]], device=device)
+    iou = torch.tensor([3 * 2.0**-24 / (2 - 3 * 2.0**-24), 1 / 3], device=device)
+    logits, labels = torch.randn(2, NUM_CLASSES, device=device), torch.tensor([0, 1], device=device)
+    expected, expected_gradient = gradient_of(loss, logits, labels, iou, eta=1.0)
+    value, gradient = gradient_of(loss, logits, labels, eta=1.0, pred_boxes=pred, target_boxes=target)
+    assert_close(value, expected)
+    assert_close(gradient[0, 0], expected_gradient[0, 0])
+
+
 def test_modules_hand_boxes_on(batch, device):
     logits, labels, pred, target = batch
     boxes = {"pred_boxes": pred, "target_boxes": target}
@@ -100,7 +113,7 @@ def test_boxes_go_through_the_fused_kernel(batch, device, interpreted, monkeypat
     logits, labels, pred, target = batch
     for loss in CLASSIFICATION:
         loss(logits, labels, pred_boxes=pred, target_boxes=target)
-    assert launched == ["iou"] * len(CLASSIFICATION)
+    assert launched == ["overlap"] * len(CLASSIFICATION)
 
 
 def test_without_positives(device):

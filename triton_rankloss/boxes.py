@@ -30,7 +30,8 @@ def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: f
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    A box with x2 < x1 or y2 < y1 is empty, with area 0. Boxes that do not intersect, or only touch, have loss 1 and
+    A box with x2 < x1 or y2 < y1 is empty, with area 0; the relatives of this loss take its centre, and the box around
+    both boxes, from its corners as they are. Boxes that do not intersect, or only touch, have loss 1 and
     gradient 0. Where ends coincide, the gradient is the mean of its one-sided values, as in `torch.maximum`: 0 where
     `boxes1` equals `boxes2`. NaN in, NaN out.
 
@@ -125,6 +126,11 @@ class CompleteBoxIoULoss(_BoxLoss):
     function = staticmethod(complete_box_iou_loss)
 
 
+def box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """IoU [...] of boxes [..., 4] in pairs; of a small one, 1 - box_iou_loss would have few digits."""
+    return box_losses(boxes1, boxes2, "overlap", 0.0, eps)
+
+
 def resolve_iou(
     iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None, like: Tensor
 ) -> tuple[Tensor, str]:
@@ -138,7 +144,7 @@ def resolve_iou(
         raise ValueError(f"give either iou, or pred_boxes and target_boxes; got {given or 'none of them'}")
     check_boxes("pred_boxes", pred_boxes, like=like)
     check_boxes("target_boxes", target_boxes, like=like, shape=pred_boxes.shape)
-    return 1 - box_iou_loss(pred_boxes.detach(), target_boxes.detach()), "the IoU of pred_boxes and target_boxes"
+    return box_iou(pred_boxes.detach(), target_boxes.detach()), "the IoU of pred_boxes and target_boxes"
 
 
 def check_reduction(reduction: str, eps: float = 0) -> None:
@@ -164,7 +170,10 @@ def _compute_loss(boxes1: Tensor, boxes2: Tensor, kind: str, reduction: str, eps
 
 @torch.library.custom_op("triton_rankloss::box_loss", mutates_args=())
 def box_losses(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float) -> Tensor:
-    """Losses [...] of boxes [..., 4] in pairs; kind is iou, giou, diou, ciou or harmonic (which alone uses gamma)."""
+    """Losses [...] of boxes [..., 4] in pairs.
+
+    Kind is iou, giou, diou, ciou or harmonic, which alone uses gamma; or overlap, which is the IoU itself.
+    """
     return _formula(boxes1, boxes2, kind, gamma, eps).contiguous()
 
 
@@ -204,6 +213,7 @@ def _formula(boxes1: Tensor, boxes2: Tensor, kind: str, gamma: float, eps: float
     if kind == "harmonic":
         return reference.harmonic_iou_loss(boxes1, boxes2, gamma, eps)
     formulas = {
+        "overlap": reference.box_iou,
         "iou": reference.box_iou_loss,
         "giou": reference.generalized_box_iou_loss,
         "diou": reference.distance_box_iou_loss,

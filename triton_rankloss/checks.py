@@ -10,12 +10,19 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+# Others (unsigned ones of more than 8 bits, floats of 8 bits, complex ones) can hardly be compared or added in PyTorch.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPARED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATS)
+
+
 def check_float_tensor(name: str, value: Tensor, *, like: Tensor | None = None) -> None:
     """A floating-point tensor, on the device of `like`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype; got {value.dtype}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must have a floating-point dtype of at least 16 bits; got {value.dtype}")
     check_device(name, value, like)
 
 
@@ -43,8 +50,7 @@ def check_logits_and_targets(logits: Tensor, targets: Tensor, *, per_image: bool
     check_float_tensor("logits", logits)
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor; got {type(targets).__name__}")
-    if targets.dtype.is_complex:
-        raise TypeError(f"targets must have a real dtype; got {targets.dtype}")
+    _check_compared("targets", targets)
     if logits.dim() == 0:
         raise ValueError("logits must have at least one dimension; got shape ()")
     dense = targets.shape == logits.shape
@@ -126,8 +132,9 @@ def check_avg_factor(value: float | Tensor | None, like: Tensor) -> None:
         return
     if value.dim() != 0:
         raise ValueError(f"avg_factor must be a number or a tensor without dimensions; got shape {tuple(value.shape)}")
-    if value.dtype.is_complex or value.dtype == torch.bool:
+    if value.dtype == torch.bool:
         raise TypeError(f"avg_factor must have a real dtype; got {value.dtype}")
+    _check_compared("avg_factor", value)
     check_device("avg_factor", value, like)
 
 
@@ -145,6 +152,7 @@ def check_softmax_labels(logits: Tensor, labels: Tensor, background: int, name: 
         raise TypeError(f"{name} must be a tensor; got {type(labels).__name__}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer dtype; got {labels.dtype}")
+    _check_compared(name, labels)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape [..., K], K at least 1; got {tuple(logits.shape)}")
     if labels.shape != logits.shape[:-1]:
@@ -159,3 +167,10 @@ def check_background(value: int, num_channels: int | None = None) -> None:
         raise TypeError(f"background must be an integer; got {type(value).__name__}")
     if num_channels is not None and not -num_channels <= value < num_channels:
         raise ValueError(f"background must be a channel, {-num_channels} to {num_channels - 1}; got {value}")
+
+
+def _check_compared(name: str, value: Tensor) -> None:
+    if value.dtype.is_complex:
+        raise TypeError(f"{name} must have a real dtype; got {value.dtype}")
+    if value.dtype not in COMPARED:
+        raise TypeError(f"{name} must have a dtype that PyTorch compares, such as int64; got {value.dtype}")

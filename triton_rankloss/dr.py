@@ -12,7 +12,7 @@ from .checks import check_bool, check_logits_and_targets, check_number, group_na
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
-from .targets import certain_negatives, fill_others, in_blocks, positive_positions, select
+from .targets import as_anchors, certain_negatives, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,6 +72,7 @@ def dr_loss(
     """
     check_logits_and_targets(logits, targets, per_image=per_image)
     _check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
+    logits, targets = as_anchors(logits, targets)
     return _dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group_name(group))[0]
 
 

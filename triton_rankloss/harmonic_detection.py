@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .boxes import box_losses
+from .boxes import box_iou
 from .checks import (
     check_avg_factor,
     check_background,
@@ -20,13 +20,13 @@ from .checks import (
     check_softmax_labels,
     split_avg_factor,
 )
-from .dtypes import accumulation_dtype, result_dtype
+from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .harmonic import localization_losses
 from .iou_balanced import focal_gradient
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
 from .reference import add_up, harmonic as reference
-from .targets import certain_negatives, in_blocks, positive_positions, select, softmax_classes
+from .targets import as_anchors, certain_negatives, in_blocks, positive_positions, select, softmax_classes
 from .task_contrastive import task_contrastive_losses
 
 
@@ -122,9 +122,12 @@ def harmonic_detection_loss(
         check_softmax_labels(logits, targets, background, "targets")
     else:
         check_logits_and_targets(logits, targets)
+    logits, targets = as_anchors(logits, targets)
     _check_positives(logits, pred_boxes, target_boxes, pred_deltas, target_deltas)
     check_avg_factor(avg_factor, logits)
 
+    if task_contrastive_weight > 0 and logits.dtype in (torch.float16, torch.bfloat16):
+        logits = _widen(logits)
     target_boxes = target_boxes.detach()
     target_deltas = None if target_deltas is None else target_deltas.detach()
     activation = "softmax" if is_softmax else "sigmoid"
@@ -145,7 +148,7 @@ def harmonic_detection_loss(
         *split_avg_factor(avg_factor),
     )
     if task_contrastive_weight > 0:
-        iou = 1 - box_losses(pred_boxes, target_boxes, "iou", 0.0, eps)
+        iou = box_iou(pred_boxes, target_boxes, eps)
         terms = task_contrastive_losses(logits, positions, iou, task_contrastive_margin, activation)
         loss = loss + (task_contrastive_weight * scale * terms.sum()).to(loss.dtype)
     return loss
@@ -236,6 +239,25 @@ def _check_positives(
             f"target_deltas must have the shape of pred_deltas, {tuple(pred_deltas.shape)}; got "
             f"{tuple(target_deltas.shape)}"
         )
+
+
+@torch.library.custom_op("triton_rankloss::widen_logits", mutates_args=())
+def _widen(logits: Tensor) -> Tensor:
+    """Logits in float32, infinite ones as large finite ones of their dtype: the gradients of two terms are then rounded
+    once, when they have been added up."""
+    return clamp_infinities(logits)
+
+
+@_widen.register_fake
+def _(logits: Tensor) -> Tensor:
+    return torch.empty_like(logits, dtype=torch.float32)
+
+
+def _keep_dtype(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.dtype = inputs[0].dtype
+
+
+_widen.register_autograd(lambda ctx, upstream: upstream.to(ctx.dtype), setup_context=_keep_dtype)
 
 
 def _check_localization(localization: Tensor, positions: Tensor) -> None:

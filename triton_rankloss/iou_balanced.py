@@ -20,7 +20,15 @@ from .dtypes import result_dtype
 from .module import LossModule
 from .reference import iou_balanced as reference
 from .reference.focal import focal
-from .targets import certain_negatives, in_blocks, positive_positions, scatter_to_positives, select
+from .targets import (
+    are_labels,
+    as_anchors,
+    certain_negatives,
+    in_blocks,
+    positive_positions,
+    scatter_to_positives,
+    select,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,7 +67,7 @@ def iou_balanced_focal_loss(
             only those of positives are read), or [P] in row-major order of the positives, which costs a host
             synchronization; a shape that could be either is read per anchor. No gradient reaches it.
         pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
-            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+            floating dtype; their IoU, as in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain focal loss.
         alpha: weight of the positives; of the negatives it is 1 - alpha.
@@ -85,7 +93,7 @@ def iou_balanced_focal_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
     arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
     """
-    iou = _iou_of_candidates(logits, targets, iou, pred_boxes, target_boxes)
+    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     _check_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0 - alpha, float(alpha), gamma
@@ -111,7 +119,7 @@ def iou_balanced_bce_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
     in this form; this follows the paper.
     """
-    iou = _iou_of_candidates(logits, targets, iou, pred_boxes, target_boxes)
+    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0, 1.0, 0.0  # the focal loss with gamma = 0, and without weights of the classes
@@ -170,17 +178,19 @@ def _check_parameters(eta: float, alpha: float, gamma: float) -> None:
     check_number("gamma", gamma, 0)
 
 
-def _iou_of_candidates(
+def _candidates(
     logits: Tensor, targets: Tensor, iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None
-) -> Tensor:
-    """IoU per anchor, or of the shape of the logits: a form from which every candidate can read its own."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits, targets, IoU per anchor, or of the shape of the logits): every candidate can read its own."""
     check_logits_and_targets(logits, targets)
     iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
+    logits, targets, iou = as_anchors(logits, targets, iou)
     check_per_positive(name, iou, logits, per_anchor=True)
-    dense = targets.shape == logits.shape
+    dense = not are_labels(logits, targets)
     if iou.shape == logits.shape[:-1] or (dense and iou.shape == logits.shape):
-        return iou
-    return scatter_to_positives(iou, targets > 0 if dense else (targets >= 0) & (targets < logits.shape[-1]), name)
+        return logits, targets, iou
+    is_positive = targets > 0 if dense else (targets >= 0) & (targets < logits.shape[-1])
+    return logits, targets, scatter_to_positives(iou, is_positive, name)
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss", mutates_args=())

@@ -19,7 +19,7 @@ from .checks import (
 from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .targets import scatter_to_positives, softmax_classes, softmax_rows
+from .targets import as_anchors, scatter_to_positives, softmax_classes, softmax_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,7 +54,7 @@ def iou_balanced_cross_entropy_loss(
             samples are read), or [P] in row-major order of the foreground samples, which costs a host
             synchronization. No gradient reaches it.
         pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
-            floating dtype; one minus their :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+            floating dtype; their IoU, as in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
         eta: how much IoU counts; 0 is the plain cross-entropy.
         background: the background's channel, counted from the end if below 0: -1 is the last one. It names a channel,
@@ -81,6 +81,7 @@ def iou_balanced_cross_entropy_loss(
     """
     check_softmax_labels(logits, labels, background)
     iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
+    logits, labels, iou = as_anchors(logits, labels, iou)
     if iou.dim() != 1 and iou.shape != labels.shape:
         raise ValueError(
             f"{name} must have shape [P] or {tuple(labels.shape)}, P the number of foreground samples; got "

@@ -41,8 +41,8 @@ def iou_balanced_smooth_l1_loss(
         pred: offsets of the positives, [P, 4] (or any number of coordinates), any floating dtype.
         target: the offsets to reach, of the same shape; differentiable as well.
         iou: :math:`u_i` in [0, 1], [P]. No gradient reaches it.
-        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2), [P, 4], any floating dtype; one minus their
-            :func:`box_iou_loss` is :math:`u_i`. No gradient reaches them.
+        pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2), [P, 4], any floating dtype; their IoU, as
+            in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
         lambda_: how much IoU counts; 0 is the plain smooth L1 loss.
         beta: where the square becomes a line, in units of the offsets; 0 is the L1 loss.

@@ -24,6 +24,20 @@ def are_labels(logits: Tensor, targets: Tensor) -> bool:
     return targets.shape != logits.shape
 
 
+def as_anchors(logits: Tensor, targets: Tensor, *per_anchor: Tensor) -> tuple[Tensor, ...]:
+    """The arguments of a loss, labels in a dtype that holds every channel; those of one anchor alone as [1, C] and [1].
+
+    To an int8 label, the channel 200 would be -56.
+    """
+    if not are_labels(logits, targets):
+        return logits, targets, *per_anchor
+    if targets.dtype not in (torch.int32, torch.int64):
+        targets = targets.long()
+    if targets.dim() > 0:
+        return logits, targets, *per_anchor
+    return logits.unsqueeze(0), targets.unsqueeze(0), *[v if v.dim() > 0 else v.unsqueeze(0) for v in per_anchor]
+
+
 @torch.library.custom_op("triton_rankloss::positive_positions", mutates_args=())
 def positive_positions(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
     """Flat, row-major positions of the positive logits, int64 [P]; with a `background`, targets are softmax labels."""
@@ -82,6 +96,11 @@ def negative_mask(logits: Tensor, targets: Tensor) -> Tensor:
     mask = (targets >= 0).unsqueeze(-1).expand_as(logits).contiguous()  # no comparison of every channel
     mask.view(-1)[positive_positions(logits, targets, None)] = False
     return mask
+
+
+def negative_positions(logits: Tensor, targets: Tensor) -> Tensor:
+    """Flat positions of the negative logits, int64 [N]."""
+    return negative_mask(logits, targets).reshape(-1).nonzero().squeeze(1)
 
 
 def select(logits: Tensor, positions: Tensor) -> Tensor:

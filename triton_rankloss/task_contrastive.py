@@ -10,6 +10,7 @@ from .boxes import check_reduction, reduce_losses
 from .checks import (
     check_background,
     check_choice,
+    check_float_tensor,
     check_logits_and_targets,
     check_number,
     check_per_positive,
@@ -18,7 +19,7 @@ from .checks import (
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import harmonic as reference
-from .targets import check_count, is_per_anchor, positive_positions
+from .targets import as_anchors, check_count, is_per_anchor, positive_positions
 
 
 def task_contrastive_loss(
@@ -70,6 +71,8 @@ def task_contrastive_loss(
         check_softmax_labels(logits, targets, background, "targets")
     else:
         check_logits_and_targets(logits, targets)
+    check_float_tensor("iou", iou, like=logits)
+    logits, targets, iou = as_anchors(logits, targets, iou)
     check_per_positive("iou", iou, logits, per_anchor=True)
     positions = positive_positions(logits, targets, background if activation == "softmax" else None)
     if is_per_anchor(iou, logits):

@@ -24,8 +24,8 @@ from .. import (
     IoUBalancedFocalLoss,
     IoUBalancedSmoothL1Loss,
     RankSortLoss,
-    box_iou_loss,
 )
+from ..boxes import box_iou
 
 _CLASSIFICATION = (APLoss, DRLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 _WITH_BOXES = (ALRPLoss, RankSortLoss, HarmonicDetectionLoss)
@@ -164,4 +164,4 @@ def _box_part(box_loss: nn.Module, matches: Matches) -> Tensor:
 
 def _iou(matches: Matches) -> Tensor:
     with torch.no_grad():
-        return 1 - box_iou_loss(matches.boxes, matches.target_boxes)
+        return box_iou(matches.boxes, matches.target_boxes)

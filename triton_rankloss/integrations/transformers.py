@@ -23,9 +23,9 @@ from .. import (
     IoUBalancedBCELoss,
     IoUBalancedFocalLoss,
     RankSortLoss,
-    box_iou_loss,
     generalized_box_iou_loss,
 )
+from ..boxes import box_iou
 
 MODEL_TYPES = ("rt_detr", "rt_detr_v2")
 _OF_SCORES = (APLoss, DRLoss)
@@ -142,7 +142,7 @@ def _class_parts(
     if isinstance(loss, _OF_SCORES):
         return {"loss_class": loss(logits, labels)}
     with torch.no_grad():
-        iou = 1 - box_iou_loss(found_boxes, wanted_boxes)
+        iou = box_iou(found_boxes, wanted_boxes)
     if isinstance(loss, RankSortLoss):
         ranking, sorting = loss(logits, labels, iou)
         return {"loss_ranking": ranking, "loss_sorting": sorting}

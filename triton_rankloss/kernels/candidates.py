@@ -71,6 +71,8 @@ def scopes_of(logits: Tensor, targets: Tensor, per_image: bool) -> Scopes:
     num_scopes = max(1, logits.shape[0]) if per_image else 1
     if targets.dtype == torch.bool:
         targets = targets.view(torch.uint8)
+    elif labels and targets.dtype not in (torch.int32, torch.int64):
+        targets = targets.long()  # a narrow dtype need not hold the number of a class
     return Scopes(
         logits.contiguous(),
         targets.contiguous(),

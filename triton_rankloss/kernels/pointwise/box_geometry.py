@@ -56,6 +56,13 @@ def less_or_half(x, y):
 
 
 @triton.jit
+def in_order(lower, upper):
+    """The corners, with the coordinates of boxes that are reversed in them exchanged."""
+    is_reversed = upper < lower
+    return tl.where(is_reversed, upper, lower), tl.where(is_reversed, lower, upper)
+
+
+@triton.jit
 def overlap_of(a1, a2, b1, b2):
     """Width and height of the intersection; 0 on both axes if the boxes do not intersect."""
     lengths = tl.minimum(a2, b2) - tl.maximum(a1, b1)

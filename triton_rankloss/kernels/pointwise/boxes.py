@@ -1,6 +1,7 @@
 """Box losses of pairs of boxes, forward and backward: one kernel each, one read of the boxes, one write.
 
     kind        loss
+    overlap     IoU
     iou         1 - IoU
     harmonic    (1 + IoU)^gamma (1 - IoU)
     giou        1 - IoU + (C - U) / C~
@@ -9,18 +10,20 @@
 With, of boxes a and b,
     o   lengths of the overlap, 0 on both axes if the boxes do not intersect        I = o_x o_y
     s   width and height of a, not below 0; those of b are needed for areas alone   U = |a| + |b| - I
-    e   lengths of the smallest box around both                                     C = e_x e_y, D = e_x^2 + e_y^2
+    e   lengths of the smallest box around all corners                              C = e_x e_y, D = e_x^2 + e_y^2
     m   difference of the centres                                                   d = m_x^2 + m_y^2
 and ' for the length on the other axis, U~ = U + eps, C~ = C + eps, D~ = D + eps, IoU = I / U~, the derivatives of the
 losses are (alpha is constant)
                   in o                      in s                        in e                 in m
     1 - IoU       -(1 + IoU) o' / U~        IoU s' / U~
+    overlap       -1 times these
     harmonic      k times these,  k = (1 + IoU)^gamma (1 - gamma (1 - IoU) / (1 + IoU))
     giou adds     o' / C~                   -s' / C~                    U~ e' / C~^2
     diou adds                                                           -2 d e / D~^2        2 m / D~
     ciou adds                               -(8 alpha / pi^2) (theta_b - theta_a) (s_y, -s_x) / (s_x^2 + s_y^2)
 A length l = l2 - l1 hands its derivative on to whichever box ends it: with [x < y] = 1/2 for x = y,
     o: a2 [a2 < b2], -a1 [b1 < a1]     s: (a2 - a1) [a1 <= a2]     e: a2 [b2 < a2], -a1 [a1 < b1]     m: (a1 + a2) / 2.
+In e corners are taken in order: where a2 < a1, they change their places, and so for b.
 
     symbol               meaning
     boxes1, boxes2       a, b: contiguous [num, 4], in any floating dtypes; a1, a2 and b1, b2: box_geometry.py
@@ -43,6 +46,7 @@ from ..candidates import TRITON_DTYPE
 from .box_geometry import (
     area_of,
     aspect_difference,
+    in_order,
     iou_and_union,
     less_or_half,
     load_corners,
@@ -68,8 +72,10 @@ def _harmonic_weight(iou, gamma):
 def box_losses(a1, a2, b1, b2, gamma, eps, KIND: tl.constexpr):
     """Losses [BLOCK]."""
     iou, union = iou_and_union(a1, a2, b1, b2, eps)
-    loss = 1 - iou
-    around = tl.maximum(tl.maximum(a2, b2) - tl.minimum(a1, b1), 0.0)
+    loss = iou if KIND == "overlap" else 1 - iou
+    low_a, high_a = in_order(a1, a2)
+    low_b, high_b = in_order(b1, b2)
+    around = tl.maximum(high_a, high_b) - tl.minimum(low_a, low_b)
     if KIND == "harmonic":
         loss *= _harmonic_weight(iou, gamma)
     if KIND == "giou":
@@ -90,9 +96,12 @@ def box_gradients(a1, a2, b1, b2, gamma, eps, KIND: tl.constexpr):
     """Gradients of the losses in the corners of a: (lower [BLOCK, 2], upper [BLOCK, 2])."""
     iou, union = iou_and_union(a1, a2, b1, b2, eps)
     size = size_of(a1, a2)
-    reach = tl.maximum(a2, b2) - tl.minimum(a1, b1)
-    around = tl.maximum(reach, 0.0)
+    low_a, high_a = in_order(a1, a2)
+    low_b, high_b = in_order(b1, b2)
+    around = tl.maximum(high_a, high_b) - tl.minimum(low_a, low_b)
     per_union = 1 / union
+    if KIND == "overlap":
+        per_union = -per_union
     if KIND == "harmonic":
         per_union *= _harmonic_weight(iou, gamma) * (1 - (1 - iou) * gamma / (1 + iou))
     grad_intersection, grad_area = -(1 + iou) * per_union, iou * per_union
@@ -119,9 +128,9 @@ def box_gradients(a1, a2, b1, b2, gamma, eps, KIND: tl.constexpr):
         turn = -v / (1 - iou + v + eps) * difference * FOUR_OVER_PI / tl.where(square == 0, 1.0, square)
         grad_size += tl.join(turn * height, -turn * width)
     grad_size *= tl.where(a1 <= a2, 1.0, 0.0)
-    grad_around *= tl.where(reach >= 0, 1.0, 0.0)
-    lower = grad_center - grad_overlap * less_or_half(b1, a1) - grad_size - grad_around * less_or_half(a1, b1)
-    upper = grad_center + grad_overlap * less_or_half(a2, b2) + grad_size + grad_around * less_or_half(b2, a2)
+    grad_low, grad_high = -grad_around * less_or_half(low_a, low_b), grad_around * less_or_half(high_b, high_a)
+    lower = grad_center - grad_overlap * less_or_half(b1, a1) - grad_size + tl.where(a2 < a1, grad_high, grad_low)
+    upper = grad_center + grad_overlap * less_or_half(a2, b2) + grad_size + tl.where(a2 < a1, grad_low, grad_high)
     return lower, upper
 
 

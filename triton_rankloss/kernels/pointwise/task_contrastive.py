@@ -48,7 +48,7 @@ def _entropy(
     NUM_CHANNELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """(H, m + log t, or 0 for sigmoid) of rows [ROWS]."""
+    """(H, m, log t) of rows [ROWS]; for sigmoid (H, 0, 0)."""
     sums = tl.zeros(rows.shape, COMPUTE)
     if SOFTMAX:
         m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
@@ -56,14 +56,14 @@ def _entropy(
             c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
             below = tl.where((c < NUM_CHANNELS)[None, :], x - m[:, None], 0)
             sums += tl.sum(exponential(x - m[:, None]) * below, 1)
-        return tl.log(t) - sums / t, m + tl.log(t)
+        return tl.log(t) - sums / t, m, tl.log(t)
     for start in range(0, NUM_CHANNELS, COLS):
         c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
         x = tl.where((c < NUM_CHANNELS)[None, :], x, 0)
         e, tail, _ = _sigmoid(x)
         terms = tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
         sums += tl.sum(terms, 1)
-    return sums, tl.zeros(rows.shape, COMPUTE)
+    return sums, tl.zeros(rows.shape, COMPUTE), tl.zeros(rows.shape, COMPUTE)
 
 
 @triton.jit
@@ -73,7 +73,8 @@ def _load_positives(
     i,
     positions,
     mask,
-    log_total,
+    m,
+    log_t,
     margin,
     SOFTMAX: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -81,15 +82,16 @@ def _load_positives(
     """(r, sign(p - u) where r > 0 else 0, sigmoid'(x) or p) of the positives i."""
     x = clamp_infinities(tl.load(logits_ptr + positions, mask=mask, other=0), COMPUTE)
     if SOFTMAX:
-        p = exponential(x - log_total)
+        p = exponential((x - m) - log_t)  # m + log t would lose the digits of log t where m is large
         slope = p
     else:
         _, tail, slope = _sigmoid(x)
         p = tl.where(x < 0, tail, 1 - tail)
     offset = p - tl.load(iou_ptr + i, mask=mask, other=0).to(COMPUTE)
     excess = tl.abs(offset) - margin
-    sign = tl.where(excess > 0, tl.where(offset < 0, -1.0, 1.0), 0.0)
-    return tl.where(excess < 0, 0, excess), sign, slope  # NaN stays
+    r = tl.where(excess < 0, 0, excess)  # NaN stays
+    sign = tl.where(r > 0, tl.where(offset < 0, -1.0, 1.0), r)
+    return r, sign, slope
 
 
 @triton.jit
@@ -111,8 +113,8 @@ def _forward_kernel(
     in_range, margin = i < num_positives, number(margin, COMPUTE)
     positions = tl.load(positions_ptr + i, mask=in_range, other=0)
     rows = positions // NUM_CHANNELS
-    entropy, log_total = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
-    r, _, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, log_total, margin, SOFTMAX, COMPUTE)
+    entropy, m, log_t = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    r, _, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, m, log_t, margin, SOFTMAX, COMPUTE)
     tl.store(losses_ptr + i, r / (1 + exponential(entropy)), mask=in_range)
 
 
@@ -139,10 +141,10 @@ def _gradient_kernel(
     rows = positions // NUM_CHANNELS
     before = tl.load(positions_ptr + i - 1, mask=in_range & (i > 0), other=-NUM_CHANNELS) // NUM_CHANNELS
     owner = in_range & (before != rows)
-    entropy, log_total = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    entropy, m, log_t = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
     w = 1 / (1 + exponential(entropy))
 
-    _, sign, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, log_total, margin, SOFTMAX, COMPUTE)
+    _, sign, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, m, log_t, margin, SOFTMAX, COMPUTE)
     upstream = tl.load(upstream_ptr + i, mask=in_range, other=0).to(COMPUTE)
     grad_iou = -upstream * w * sign
     tl.store(grad_iou_ptr + i, round_to(grad_iou, grad_iou_ptr), mask=in_range)
@@ -155,9 +157,7 @@ def _gradient_kernel(
         k, mine = i, owner
         while tl.max(mine.to(tl.int32)) > 0:
             position = tl.load(positions_ptr + k, mask=mine, other=0)
-            r, sign, slope = _load_positives(
-                logits_ptr, iou_ptr, k, position, mine, log_total, margin, SOFTMAX, COMPUTE
-            )
+            r, sign, slope = _load_positives(logits_ptr, iou_ptr, k, position, mine, m, log_t, margin, SOFTMAX, COMPUTE)
             upstream = tl.load(upstream_ptr + k, mask=mine, other=0).to(COMPUTE)
             bump = tl.where(mine, upstream * w * sign * slope, 0)
             sum_excess += tl.where(mine, upstream * r, 0)
@@ -169,7 +169,7 @@ def _gradient_kernel(
             mine = mine & (k < num_positives) & (following // NUM_CHANNELS == rows)
         spread = (sum_excess * w * (1 - w))[:, None]
         if SOFTMAX:
-            log_p = x - log_total[:, None]
+            log_p = (x - m[:, None]) - log_t[:, None]
             p = exponential(log_p)
             gradient += p * (spread * (log_p + entropy[:, None]) - sum_bumps[:, None])
         else:
