@@ -76,7 +76,7 @@ def test_a_pair_of_far_apart_positives_costs_count_three(tables):
     assert sum(loops[1]["instructions"].values()) <= 3.1 * loops[1]["pairs"]
 
 
-@pytest.mark.parametrize(("loss", "bound"), [("ap_loss", 12), ("alrp_loss", 14), ("rank_sort_loss", 13)])
+@pytest.mark.parametrize(("loss", "bound"), [("ap_loss", 13), ("alrp_loss", 17), ("rank_sort_loss", 17)])
 def test_a_ranking_loss_launches_few_kernels(tables, loss, bound):
     # Small inputs are bound by launches, forward and backward. Torch's own, and the copy that tells the host how many
     # positives there are, count like ours.

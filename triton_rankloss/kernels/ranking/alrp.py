@@ -128,9 +128,11 @@ def forward(
     kinks = make_kinks(positives, delta)
     errors = ranks.gather_values(errors)[order]
     above = ranks.total_count(count(scopes, positives, kinks, delta))
-    weights, updates, inverse_rank = torch.empty_like(above), torch.empty_like(above).unsqueeze(0), above.clone()
-    terms = above.new_empty(2, above.numel())
-    grad_errors = above.new_zeros(max(num_errors, above.numel()))
+    weights, inverse_rank = torch.empty_like(above), torch.empty_like(above)
+    updates, terms = above.new_empty(1, above.numel()), above.new_empty(2, above.numel())
+    # Errors that no positive is there for get 0.
+    allocate = above.new_empty if max_positives is None else above.new_zeros
+    grad_errors = allocate(max(num_errors, above.numel()))
     if above.numel() > 0:
         grid = (triton.cdiv(above.numel(), TILE),)
         sizes = {

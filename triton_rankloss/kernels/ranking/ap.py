@@ -102,7 +102,7 @@ def forward(
     positives, _, among = sort(gather_positives(positives, ranks), delta)
     kinks = make_kinks(positives, delta)
     above = ranks.total_count(count(scopes, positives, kinks, delta))
-    weights, updates = torch.empty_like(above), torch.empty_like(above).unsqueeze(0)
+    weights, updates = torch.empty_like(above), above.new_empty(1, above.numel())
     losses = above.new_empty(scopes.num_scopes)
     if above.numel() > 0:
         _error_kernel[scopes.num_scopes,](

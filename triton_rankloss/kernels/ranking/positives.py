@@ -12,7 +12,7 @@ sorting network, no data is exchanged, and no order of programs matters. A NaN c
     order [P]            which i is at each place in ascending order, scope s at offsets[s]:offsets[s + 1]
     among [P]            a_i, in ascending order
 
-    owner of outputs     program t: the places of positives t * SORT_TILE and the following, whichever scopes they are of
+    owner of outputs     program t: the places of positives t * SORT_TILE and the following, of whichever scopes
     accumulation         ranks int32; a_i float32 (float64 for float64 logits)
 """
 
