@@ -24,7 +24,7 @@ from torch import Tensor
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, Positives, Scopes, clamp_scores
 from .lists import list_mixed, score_range
-from .step import half_inverse, step
+from .step import half_inverse, saturating_step
 
 # Not yet measured on a GPU; from instruction counts: a [128, 64] tile of pairs over 4 warps keeps 64 sums a thread in
 # registers, so that loading and rescaling the scores is under 5 % of the instructions of a tile.
@@ -66,7 +66,7 @@ def _sum_pairs(
                 sums += tl.clamp(n[None, :] - p[:, None], 0.0, 1.0)
             else:
                 n = tl.where(j < num_listed, n, float("-inf"))
-                sums += step(n[None, :] - p[:, None], half_inverse_delta, HARD)
+                sums += saturating_step(n[None, :] - p[:, None], half_inverse_delta, HARD)
     # A saturating addition hides NaN, the zeros do not.
     return tl.sum(sums, 1) + tl.sum(nan)
 
