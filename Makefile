@@ -33,7 +33,7 @@ test-transformers: .venv-transformers/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# BENCH: further options, as --threads 1 --clock cpu on a machine that others use too. A red check ends in an error.
+# BENCH: further options, as --seconds 0.5 or -k fewer. A red check ends in an error.
 bench: $(VENV)/installed
 	mkdir -p out && rm -f out/bench.json
 	$(BIN)/python -m pytest bench --benchmark-quiet --benchmark-json=out/bench.json $(BENCH); status=$$?; \

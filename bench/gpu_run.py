@@ -9,46 +9,35 @@ same steps run at tiny sizes; that is for testing this file.
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from .gpu_summary import summary
+from .report import markdown
 
 ROOT = Path(__file__).parents[1]
-TOTAL = 470.0  # seconds, for all steps together
+TOTAL = 440.0  # seconds, for all steps but the report
 GRACE = 15.0  # seconds between asking a step to stop, which lets it write what it has, and ending it
 # Tests of things that are the same with a GPU.
-OFF_GPU = (
-    "ahead_of_time", "bench", "bench_training", "cli", "distributed", "example", "readme", "torchvision",
-    "transformers",
-)  # fmt: skip
+OFF_GPU = ("ahead_of_time", "bench", "bench_peers", "cli", "distributed", "example", "readme")
+OFF_GPU += ("torchvision", "transformers")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One process."""
-
+class Step(NamedTuple):
     name: str
     command: list[str]
     limit: float  # seconds
     needs: tuple[str, ...] = ()  # modules
 
 
-@dataclass
-class Outcome:
-    """How a step ended."""
-
+class Outcome(NamedTuple):
     name: str
     status: str  # ok, failed, out of time, skipped
     seconds: float = 0.0
@@ -57,32 +46,29 @@ class Outcome:
 
 def steps(folder: Path, device: str) -> list[Step]:
     """What to run, the most telling first."""
-    package = [sys.executable, "-m", "triton_rankloss"]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    package, pytest = ([sys.executable, "-m", module] for module in ("triton_rankloss", "pytest"))
     check = [*package, "check", "--device", device, "--json", str(folder / "check.json")]
     kernels = [*package, "kernels", "--quick", "--json", str(folder / "kernels.json")]
-    tests = [*pytest, f"--junitxml={folder / 'tests.xml'}", "--tb=short"]
-    benchmarks = {"ranking": (130, 2.0), "pointwise": (40, 1.0), "scaling": (60, 0.5), "training": (40, 2.0)}
-    if device == "cpu":
+    tests = [*pytest, "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={folder / 'tests.xml'}"]
+    limits, options = {"ranking": 130, "pointwise": 60, "scaling": 60, "training": 40}, ["--seconds=0.5"]
+    if device == "cuda":
+        tests += ["tests", *(f"--ignore=tests/test_{name}.py" for name in OFF_GPU)]
+        tests += ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    else:
         check += ["--size", "tiny", "--loss", "ap_loss"]
         kernels += ["--arch", "sm_90", "--loss", "box_iou_loss"]
-        tests += ["tests/test_ranking.py"]
-        benchmarks = {"pointwise": (60, 0.01)}
-    else:
-        tests += ["tests", *parallel, *(f"--ignore=tests/test_{name}.py" for name in OFF_GPU)]
+        tests, limits, options = [*tests, "tests/test_ranking.py"], {"pointwise": 60}, ["--quick", "-k", "giou"]
     found = [
         Step("info", [*package, "info"], 30),
         Step("kernels", kernels, 60, ("triton",)),
         Step("check", check, 130),
         Step("tests", tests, 100, ("pytest", "hypothesis")),
     ]
-    for name, (limit, seconds) in benchmarks.items():
-        command = [*pytest, f"bench/test_{name}.py", "--device", device, "--seconds", str(seconds)]
-        command += [f"--benchmark-json={folder / f'bench-{name}.json'}"]
-        command += ["-k", "giou", "--peers", "ours"] if device == "cpu" else []
+    for name, limit in limits.items():
+        command = [*pytest, "-q", f"bench/test_{name}.py", *options, f"--benchmark-json={folder}/bench-{name}.json"]
         found.append(Step(f"bench-{name}", command, limit, ("pytest", "pytest_benchmark")))
-    return found
+    report = [sys.executable, "-m", "bench", "report", str(folder), "--out", str(folder)]
+    return [*found, Step("report", report, 20, ("matplotlib",))]
 
 
 def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Outcome:
@@ -100,51 +86,25 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Out
             status, note = ("ok", "") if code == 0 else ("failed", f"exit code {code}")
         except subprocess.TimeoutExpired:
             status, note = "out of time", f"limit {limit:.0f} s"
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
         finally:
-            _end(process)
+            with contextlib.suppress(ProcessLookupError):  # what it started may go on without it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return Outcome(step.name, status, round(time.perf_counter() - start, 1), note)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End a process, and all that it started."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def machine(device: str) -> dict[str, object]:
-    """What results depend on."""
-    found: dict[str, object] = {"device": platform.processor() or platform.machine()}
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found = {
-            "device": properties.name,
-            "capability": list(torch.cuda.get_device_capability()),
-            "memory": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
-            "runtime": torch.version.hip or torch.version.cuda,
-        }
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    changed = _output("git", "status", "--porcelain", "--", "triton_rankloss", "reference", "tests", "bench/*.py")
-    commit = {"commit": _output("git", "rev-parse", "HEAD"), "changed since": (changed or "").splitlines()}
-    return {**found, **versions, **commit}
-
-
-def _output(*command: str) -> str | None:
-    """What a command prints; None where it does not work."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.rstrip()
+def summary(device: str, outcomes: list[Outcome], folder: Path) -> str:
+    """One page: how the steps ended, and what they printed."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    steps = markdown([[*Outcome._fields], *([str(value) for value in outcome] for outcome in outcomes)])
+    parts = [f"# {device}", f"Commit {commit}; benchmarks: README.md.", steps]
+    for log in sorted(folder.glob("*.log"), key=os.path.getmtime):
+        parts += [f"## {log.stem}", "```\n" + "\n".join(log.read_text(errors="replace").splitlines()[-100:]) + "\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,8 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("PyTorch sees no GPU; --device cpu tries the steps at tiny sizes.", file=sys.stderr)
         return 2
-    found = machine(options.device)
-    name = str(found["device"]).lower().replace(" ", "-")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    name = device.lower().replace(" ", "-")
     folder = options.out or ROOT / "bench" / "results" / name
     # Results are moved at the end: as long as they are written, the checkout stays what it was when the run began.
     work = ROOT / "out" / "gpu" / name
@@ -166,37 +126,22 @@ def main(arguments: list[str] | None = None) -> int:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    if options.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
 
     start, outcomes = time.perf_counter(), []
     for step in steps(work, options.device):
-        left = TOTAL - (time.perf_counter() - start) - GRACE
         print(f"{step.name} ...", flush=True)
-        outcome = run(step, min(step.limit, left), work / f"{step.name}.log", environment)
+        left = TOTAL - (time.perf_counter() - start) - GRACE if step.name != "report" else step.limit
+        log = work / f"{step.name}.log"
+        outcome = run(step, min(step.limit, left), log, environment)
         outcomes.append(outcome)
         print(f"{step.name}: {outcome.status} {outcome.note} in {outcome.seconds:.0f} s", flush=True)
         if outcome.status in ("failed", "out of time"):
-            print(_tail(work / f"{step.name}.log"), flush=True)
-        content = {"machine": found, "steps": [asdict(outcome) for outcome in outcomes]}
-        (work / "run.json").write_text(json.dumps(content, indent=1) + "\n")
-    write_report(work, environment)
-    (work / "summary.md").write_text(summary(found, [asdict(outcome) for outcome in outcomes], work))
+            print(*(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-12:]), sep="\n", flush=True)
+        (work / "summary.md").write_text(summary(device, outcomes, work))
     shutil.copytree(work, folder, dirs_exist_ok=True)
     print(folder / "summary.md")
     return 0 if all(outcome.status in ("ok", "skipped") for outcome in outcomes) else 1
-
-
-def write_report(folder: Path, environment: dict[str, str]) -> None:
-    """The page of the benchmarks, where there are any and what draws it is installed."""
-    files = sorted(str(path) for path in folder.glob("bench-*.json"))
-    if files:
-        command = [sys.executable, "-m", "bench", "report", *files, "--out", str(folder)]
-        run(Step("report", command, 20, ("matplotlib",)), 20, folder / "report.log", environment)
-
-
-def _tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
 
 
 if __name__ == "__main__":

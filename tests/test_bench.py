@@ -1,238 +1,85 @@
-"""The benchmarks: peers are what they claim to be, wrong results get no speed, files say what was measured."""
+"""The benchmarks: wrong results get no speed, competitors take turns, files and pages say what was measured."""
 
 import json
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from cases import KINDS, assert_close, dense, scores
+from cases import assert_close
 
-import triton_rankloss as trl
+import triton_rankloss as rankloss
 
 sys.path.append(str(Path(__file__).parents[1]))
-from bench.__main__ import main
-from bench.compare import judge
-from bench.duel import duel
-from bench.gate import RedCheckError, check, errors
-from bench.peers import bucketed, compiled, loop, pointwise, vectorized
-from bench.peers.peer import OURS, Peer
-from bench.peers.registry import POINTWISE, peers_of, truth_of
-from bench.results_file import Row, exponent, quartiles
-from bench.timing import Replay, Sample, take_turns
-from bench.workloads import CPU, BoxWorkload, Workload, num_relevant
+from bench import gpu_run
+from bench.__main__ import judge, main
+from bench.accuracy import RedCheckError, check, errors
+from bench.cases import Case
+from bench.peers import OURS, Peer
+from bench.peers.registry import peers_of, truth_of
+from bench.report import exponent, ranks, share, table
+from bench.results_file import Row
+from bench.training import Training
+from bench.turns import quartiles, ratio, take_turns
+from bench.workloads import Made, Workload
 
-EXACT = {"loop": loop, "vectorized": vectorized}
-BUCKETS = {"sorted": bucketed.Buckets, "searched": bucketed.SearchedBuckets}
-
-
-def case(kind, num_positives=13, num_negatives=200):
-    """Logits in float32, dense targets with IoUs, and errors, of which none are equal."""
-    logits, targets = dense(*scores(kind, num_positives, num_negatives), torch.rand(num_positives).double() * 0.9 + 0.1)
-    targets[torch.randperm(targets.numel())[:5]] = -1
-    return logits.float(), targets.float(), torch.rand(int((targets > 0).sum()))
-
-
-def result(losses, logits):
-    """Losses, and the gradient of the first."""
-    losses = losses if isinstance(losses, tuple) else (losses,)
-    (gradient,) = torch.autograd.grad(sum(losses), logits)
-    return torch.stack([loss.detach().double() for loss in losses]), gradient
-
-
-def all_losses(module, logits, targets, errors, **options):
-    return {
-        "ap": result(module.ap_loss(logits, targets, **options), logits),
-        "alrp": result(module.alrp_loss(logits, targets, errors, **options), logits),
-        "rank_sort": result(module.rank_sort_loss(logits, targets, **options), logits),
-    }
-
-
-@pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "huge"])  # float32 loses digits at thousands
-@pytest.mark.parametrize("peer", EXACT)
-def test_exact_peers(peer, kind, delta):
-    logits, targets, errors = case(kind)
-    logits.requires_grad_()
-    expected = all_losses(trl, logits, targets, errors, delta=delta)
-    for loss, (losses, gradient) in all_losses(EXACT[peer], logits, targets, errors, delta=delta).items():
-        if (peer, kind, loss) == ("loop", "ties", "alrp"):
-            losses, expected_losses = losses[:1], expected[loss][0][:1]  # its localization takes ties in any order
-        else:
-            expected_losses = expected[loss][0]
-        assert losses.tolist() == pytest.approx(expected_losses.tolist(), rel=1e-5, abs=1e-6), loss
-        assert_close(gradient, expected[loss][1], times=10)
-
-
-@pytest.mark.parametrize("kind", ["random", "ties"])
-@pytest.mark.parametrize("make_buckets", BUCKETS.values(), ids=BUCKETS)
-def test_buckets_are_exact_for_the_hard_step(make_buckets, kind):
-    logits, targets, _ = case(kind)
-    logits.requires_grad_()
-    expected = result(trl.ap_loss(logits, targets, delta=0, interpolate=False), logits)
-    losses, gradient = result(bucketed.ap_loss(logits, targets, 0, make_buckets), logits)
-    assert losses.tolist() == pytest.approx(expected[0].tolist(), rel=1e-5)
-    assert_close(gradient, expected[1], times=10)
-    expected = result(trl.rank_sort_loss(logits, targets, delta=0), logits)
-    losses, gradient = result(bucketed.rank_sort_loss(logits, targets, 0, make_buckets=make_buckets), logits)
-    assert losses.tolist() == pytest.approx(expected[0].tolist(), rel=1e-5, abs=1e-6)
-    assert_close(gradient, expected[1], times=10)
-
-
-@pytest.mark.parametrize("make_buckets", BUCKETS.values(), ids=BUCKETS)
-def test_buckets_are_approximate_for_a_soft_step(make_buckets):
-    logits, targets, errors = case("random", 20, 2000)
-    logits.requires_grad_()
-    exact = {
-        "ap": result(trl.ap_loss(logits, targets, interpolate=False), logits),
-        "alrp": result(trl.alrp_loss(logits, targets, errors), logits),
-        "rank_sort": result(trl.rank_sort_loss(logits, targets), logits),
-    }
-    approximate = {
-        "ap": result(bucketed.ap_loss(logits, targets, make_buckets=make_buckets), logits),
-        "alrp": result(bucketed.alrp_loss(logits, targets, errors, make_buckets=make_buckets), logits),
-        "rank_sort": result(bucketed.rank_sort_loss(logits, targets, make_buckets=make_buckets), logits),
-    }
-    for loss, (losses, gradient) in approximate.items():
-        at_negatives = (targets == 0).double()
-        difference = ((gradient - exact[loss][1]) * at_negatives).abs().sum()
-        error = (difference / (exact[loss][1] * at_negatives).abs().sum()).item()
-        assert 1e-4 < error < 0.2, loss
-        assert losses.tolist() == pytest.approx(exact[loss][0].tolist(), rel=0.05), loss
-
-
-def test_both_kinds_of_buckets_are_the_same():
-    positives, negatives = (x.float() for x in scores("random", 11, 300))
-    sorted_, searched = bucketed.Buckets(positives, negatives), bucketed.SearchedBuckets(positives, negatives)
-    assert sorted_.sizes.tolist() == searched.sizes.tolist()
-    assert sorted_.means.tolist() == pytest.approx(searched.means.tolist(), abs=1e-5)
-    shares = torch.rand(12)
-    assert sorted_.to_negatives(shares).tolist() == searched.to_negatives(shares).tolist()
-
-
-@pytest.mark.parametrize("delta", [0.0, 1.0])
-def test_compiled_products_before_compilation(delta):
-    positives, negatives = (x.float() for x in scores("random", 11, 300))
-    weights = torch.rand(11)
-    expected = vectorized.BLOCKS.count(positives, negatives, delta)
-    assert compiled.count(positives, negatives, delta).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-    expected = vectorized.BLOCKS.transport(positives, negatives, weights, delta)
-    actual = compiled.transport(positives, negatives, weights, delta)
-    assert actual.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
-
-
+ROOT = Path(__file__).parents[1]
 SMALL = Workload("small", (60, 8), 9, "hard", labels=True)
 
 
-@pytest.mark.parametrize("loss", POINTWISE)
-def test_formulas_are_our_losses(loss):
-    problem = (BoxWorkload("boxes", 50) if loss == "giou" else SMALL).problem()
-    by_name = {peer.name: peer for peer in peers_of(loss)}
-    leaf = problem.leaf.requires_grad_()
-    expected = result(by_name[OURS].loss(leaf, problem), leaf)
-    losses, gradient = result(by_name["formula"].loss(leaf, problem), leaf)
-    assert losses.tolist() == pytest.approx(expected[0].tolist(), rel=1e-5)
-    assert_close(gradient, expected[1], times=10)
-
-
-def test_the_yardstick_is_the_balanced_focal_loss_without_weights():
-    problem = SMALL.problem()
-    expected = trl.iou_balanced_focal_loss(problem.logits, problem.labels, problem.iou_per_anchor, eta=0)
-    focal = pointwise.focal(problem.logits, problem.labels, problem.divisor)
-    assert focal.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["million-trained", "fewer-ties", "proposals"])
-def test_workloads_are_drawn_alike_every_time(name):
-    workload = next(workload for workload in CPU if workload.name == name)
-    first = workload.problem()
-    assert torch.equal(first.logits, workload.problem().logits)
-    assert not torch.equal(first.logits, workload.problem(1).logits)
-    assert first.logits.dtype == workload.dtype
-    assert int((first.dense() > 0).sum()) == workload.num_positives == first.iou.numel()
-    negatives = first.logits.numel() - workload.num_positives
-    if workload.scores == "init":
-        assert num_relevant(first) == negatives
-    if workload.relevant is not None:
-        assert num_relevant(first) == pytest.approx(workload.relevant * negatives, rel=0.1)
-
-
-def test_both_forms_of_targets_say_the_same():
-    problem = SMALL.problem()
-    assert problem.targets.shape == problem.labels.shape
-    assert torch.equal(problem.dense().reshape(-1).nonzero().squeeze(1), problem.positions)
-    assert torch.equal(problem.dense(problem.iou).reshape(-1)[problem.positions], problem.iou)
-
-
-def test_the_gate_compares_positives_and_negatives_apart():
+def test_positives_and_negatives_are_compared_apart():
     truth = (torch.tensor(1.0).double(), torch.tensor([-1.0, 1e-6]).double())
     groups = [torch.tensor([True, False]), torch.tensor([False, True])]
     found = errors((torch.tensor(1.0), torch.tensor([-1.0, 2e-6])), truth, groups)
-    assert found.gradient == pytest.approx(1, rel=1e-3)
+    assert found["error_gradient"] == pytest.approx(1, rel=1e-3)
     with pytest.raises(RedCheckError):
         check(found, torch.float32, exact=True)
-    nan = errors((torch.tensor(torch.nan), truth[1]), truth, groups)
+
+
+@pytest.mark.parametrize("wrong", [(torch.nan, 1.0), (1.0, torch.nan)])
+def test_nan_is_an_error_beyond_all_bounds(wrong):
+    truth = torch.tensor(1.0).double(), torch.ones(4).double()
+    found = truth[0] * wrong[0], truth[1] * torch.tensor([1, wrong[1], 1, 1])
     with pytest.raises(RedCheckError):
-        check(nan, torch.float32, exact=False)
+        check(errors(found, truth, [slice(0, 2), slice(2, 4)]), torch.float32, exact=False)
 
 
 def test_what_is_wrong_or_cannot_run_gets_no_speed():
-    def broken(leaf, problem):
+    def broken(leaf, given):
         raise MemoryError("too large")
 
     right = truth_of("ap")
-    peers = [
-        Peer("right", right),
-        Peer("wrong", lambda leaf, problem: 2 * right(leaf, problem)),
-        Peer("broken", broken),
-    ]
-    problem = SMALL.problem()
-    results = duel(peers, [problem], right, [problem.dense() > 0], 0.0)
-    assert results["right"].failure is None
-    assert len(results["right"].durations("both")) >= 5
-    assert results["right"].extra_memory >= problem.logits.nbytes
-    assert "not the loss" in results["wrong"].failure
-    assert "too large" in results["broken"].failure
-    assert results["wrong"].durations("both") == results["broken"].durations("both") == []
+    wrong = Peer("wrong", lambda leaf, given: 2 * right(leaf, given))
+    peers = [Peer(OURS, right), wrong, Peer("broken", broken)]
+    case = Case("ap", SMALL, peers, budget=0)
+    assert case.turns.keys() == case.found.keys() == {OURS}
+    assert len(case.turns[OURS]) >= 5
+    assert case.found[OURS]["extra_memory"] >= case.inputs[0].leaf.nbytes
+    for peer, reason in zip(peers[1:], ("not the loss", "too large"), strict=True):
+        with pytest.raises(RedCheckError, match=reason):
+            case.benchmark(None, peer)
 
 
 def test_competitors_take_turns():
     order = []
-
-    def called(name):
-        def loss(leaf, problem):
-            order.append(name)
-            return leaf.sum()
-
-        return loss
-
-    samples, load = take_turns({"a": called("a"), "b": called("b")}, [SMALL.problem()], 0.0, time.process_time)
-    assert len(samples["a"]) == len(samples["b"]) >= 5
-    assert {"a", "b"} == set(order[-2:])
-    assert load >= 0
+    seconds = take_turns({name: lambda turn, name=name: order.append((turn, name)) for name in "abc"}, budget=0.0)
+    assert [turn for turn, _ in order] == list(range(len(order)))
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 5, "b": 5, "c": 5}
+    names = [name for _, name in order]
+    changes = [name for last, name in zip(["", *names], names, strict=False) if name != last]
+    # Once each to see who is fast, then five rounds; the one that began a round ends the next.
+    assert "".join(changes) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"
 
 
-def test_replay_is_a_clock_of_the_given_durations():
-    replay = Replay()
-    assert replay.load([3.0, 4.0]) == 2
-    start = replay.time()
-    replay.run()
-    middle = replay.time()
-    replay.run()
-    assert (middle - start, replay.time() - middle) == (3.0, 4.0)
-    assert Sample(1.0, 2.0).both == 3.0
+def row(seconds, **info):
+    return Row(("ap", "case", OURS), seconds, info)
 
 
-def row(seconds):
-    return Row("ap", "case", OURS, "both", [[value] for value in seconds], {})
-
-
-def test_rows():
-    ours, other = row([1.0, 2.0, 4.0]), row([2.0, 4.0, 8.0])
-    assert other.over(ours) == (2.0, 2.0, 2.0)
-    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
-    assert exponent([(1.0, 3.0), (10.0, 300.0)]) == pytest.approx(2)
+def test_ratios_are_made_round_by_round_and_exponents_of_two_places():
+    assert ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]) == [2, 2, 2]
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2, 3, 4]
+    assert exponent(row([3.0] * 3, at=1.0), row([300.0] * 3, at=10.0)) == pytest.approx(2)
 
 
 def test_a_change_within_the_spread_is_none():
@@ -243,36 +90,118 @@ def test_a_change_within_the_spread_is_none():
 
 
 def result_file(path, factor=1.0):
+    machine = {
+        "machine": "m",
+        "device": "d",
+        "torch_threads": 1,
+        "cores": 2,
+        "torch": "t",
+        "triton": "t",
+        "python": "p",
+    }
     rows = []
-    for peer, seconds in ((OURS, 1.0 * factor), ("loop", 12.0)):
+    for peer, seconds in ((OURS, 1.0 * factor), ("loop", 0.5)):
         info = {
-            "loss": "ap", "workload": "million-init", "peer": peer, "phase": "both", "repeats": 1, "logits": 10,
-            "positives": 2, "relevant": 8, "gradient_bytes": 40, "floor": 0.1, "extra_memory": 80, "load": 0.0,
-            "error_loss": 0.0, "error_gradient": 1e-8, "error_largest": 1e-8,
+            "loss": "ap", "workload": "million-init", "peer": peer, "logits": 10, "positives": 2, "relevant": 8,
+            "gradient_bytes": 40, "floor": 0.1, "extra_memory": 80, "error_gradient": 1e-8, "ratio": [seconds] * 3,
         }  # fmt: skip
-        rows.append({"extra_info": info, "stats": {"data": [seconds, 1.01 * seconds, 1.02 * seconds]}})
-    machine = {"machine": "m", "device": "d", "clock": "wall", "torch_threads": 1, "cores": 2}
-    machine |= {"torch": "t", "triton": "t", "python": "p"}
-    content = {"machine_info": machine, "commit_info": {"id": "c" * 40, "changed_since": []}, "benchmarks": rows}
+        rows.append({"extra_info": info, "stats": {"q1": seconds, "median": 1.01 * seconds, "q3": 1.02 * seconds}})
+    content = {"machine_info": machine, "commit_info": {"id": "c" * 40, "dirty": False}, "benchmarks": rows}
     path.write_text(json.dumps(content))
     return str(path)
 
 
 def test_report(tmp_path):
     pytest.importorskip("matplotlib")
-    file = result_file(tmp_path / "a.json")
-    assert main(["report", file, "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "README.md").read_text()
-    assert "| 10x faster than loop | 12 [12, 12] | met |" in page
-    assert (tmp_path / "out" / "ranking.png").stat().st_size > 0
-    assert (tmp_path / "out" / "a.json").exists()
+    file = result_file(tmp_path / "bench.json")
+    for source, name in ((file, "of a file"), (str(tmp_path), "of a folder")):
+        folder = tmp_path / name
+        assert main(["report", source, "--out", str(folder)]) == 0
+        page = (folder / "README.md").read_text()
+        assert "| AP Loss, million-init | 10 | 2 | 8 | 1.01e+03 | 0.10 | 0.5 [0.5, 0.5] |" in page
+        assert "- AP Loss, million-init: loop 0.5 [0.5, 0.5]" in page
+        assert "## Scaling" not in page
+        assert (folder / "ranking.png").stat().st_size > 0
+        assert (folder / "bench.json").exists()
 
 
 def test_compare(tmp_path, capsys):
     before, after = result_file(tmp_path / "a.json"), result_file(tmp_path / "b.json", 2.0)
     assert main(["compare", before, before]) == 0
     assert main(["compare", before, after]) == 1
-    assert "slower" in capsys.readouterr().out
+    assert "| ap million-init ours | 1.01e+03 [1e+03, 1.02e+03] |" in capsys.readouterr().out
     assert main(["compare", after, before]) == 0
     (tmp_path / "c.json").write_text("{}")
     assert main(["compare", before, str(tmp_path / "c.json")]) == 2
+
+
+def test_the_suites_make_what_the_page_is_made_of(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "bench.json"
+    tests = [("ranking", "fewer-hard"), ("scaling", "relevant=0.6"), ("scaling", "relevant=0.99")]
+    tests = [
+        f"bench/test_{suite}.py::test_{suite}[ap-{case}-{peer}]" for suite, case in tests for peer in (OURS, "loop")
+    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quick", f"--benchmark-json={file}", *tests]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert main(["report", str(file), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "A quick run at tiny sizes" in page
+    for section in ("Ranking losses", "Accuracy", "Peak extra memory", "Scaling"):
+        assert f"## {section}" in page
+    assert "| AP Loss, fewer-hard | 4,000 | 40 |" in page
+    assert (tmp_path / "scaling.png").stat().st_size > 0
+
+
+class Network(torch.nn.Linear):
+    """Logits [2, 20, 3] and deltas [2, 20, 4] from images [2, 20, 5]."""
+
+    def forward(self, images):
+        return super().forward(images).split([3, 4], dim=-1)
+
+
+@pytest.fixture
+def toy():
+    labels = torch.full((2, 20), 3)
+    labels[:, :4] = 1
+    return Training(Network(5, 7), torch.randn(2, 20, 5), labels)
+
+
+def test_a_step_has_the_gradient_of_the_loss_and_leaves_the_weights(toy):
+    before = {name: value.clone() for name, value in toy.network.named_parameters()}
+    logits, deltas = toy.network(toy.images)
+    whole = rankloss.ap_loss(logits, toy.given["labels"]) + deltas[:, :4].abs().mean()
+    expected = dict(zip(before, torch.autograd.grad(whole, list(toy.network.parameters())), strict=True))
+    seen = {}
+    toy.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({name: value.grad.clone() for name, value in toy.network.named_parameters()})
+    )
+    toy.run(lambda leaf, given: rankloss.ap_loss(leaf, given["labels"]))
+    for name, value in toy.network.named_parameters():
+        assert_close(seen[name], expected[name])
+        assert torch.equal(value, before[name])
+
+
+def test_a_wrong_loss_is_not_timed_in_a_training(toy):
+    wrong = Peer("wrong", lambda leaf, given: 2 * rankloss.ap_loss(leaf, given["labels"]))
+    ours, loop, *_ = peers_of("ap")
+    case = Case("ap", Made("toy", lambda seed: toy), [ours, loop, wrong], budget=0)
+    assert case.turns.keys() == {OURS, "loop"}
+    assert "not the loss it should be" in case.failures["wrong"]
+    assert case.seconds_of_loss(ours) > 0
+
+
+def test_tables_of_training_and_ranks():
+    assert share(row([0.03, 0.04, 0.05], loss_seconds=0.01)) == "10 in 40, 25%"
+    assert "| AP Loss, case | 10 in 40, 25% |" in table([row([0.03, 0.04, 0.05], loss_seconds=0.01)], share)
+    of_ranks = ranks([row([0.002, 0.003, 0.004], at=8, positives=80, without_group=0.002)])
+    assert "| 8 | 80 | 3 | 2 |" in of_ranks
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_make_gpu_runs_what_there_is(device, tmp_path):
+    for step in gpu_run.steps(tmp_path, device):
+        for argument in (argument.removeprefix("--ignore=") for argument in step.command):
+            if argument.startswith(("tests/", "bench/")):
+                assert (ROOT / argument).exists(), argument

@@ -37,10 +37,9 @@ def test_links_to_files_lead_somewhere():
 
 def test_performance_is_what_the_result_file_says():
     sys.path.append(str(README.parent))
-    from bench.results_file import load
+    from bench.results_file import cases, load
 
-    results = load([README.parent / "bench" / "results" / "cpu-2core" / "bench.json"])
-    cases = results.cases(results.of())
+    found = cases(load([README.parent / "bench" / "results" / "cpu-2core" / "bench.json"]).along())
     section = README.read_text().split("## Performance")[1].split("\n## ")[0]
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
@@ -48,10 +47,10 @@ def test_performance_is_what_the_result_file_says():
     assert head[1] == "ours, ms"
     assert rows
     for name, milliseconds, *ratios in rows:
-        measured = cases["ap", name]
+        measured = found["ap", name]
         assert milliseconds == f"{1e3 * measured['ours'].median:.2g}"
         for peer, ratio in zip(head[2:], ratios, strict=True):
-            assert ratio == f"{measured[peer].over(measured['ours'])[0]:.2g}", (name, peer)
+            assert ratio == f"{measured[peer].ratio[1]:.2g}", (name, peer)
 
 
 def test_average_precisions_are_those_of_the_result_files():

@@ -6,10 +6,13 @@ members. For delta = 0 no member of a bucket is ranked differently from its mean
 mean stands for scores on both sides of a kink of H, which is approximate. Its AP form has no interpolation.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .common import Update, candidates, localization, step_, with_update
+from .ranking import Formula, Update, localization, step_
 
 
 class Buckets:
@@ -45,81 +48,44 @@ class SearchedBuckets(Buckets):
         return of_buckets[self.bucket]
 
 
-def ap_loss(logits: Tensor, targets: Tensor, delta: float = 1.0, make_buckets: type[Buckets] = Buckets) -> Tensor:
-    """AP Loss, not interpolated, approximate for delta > 0; `targets` dense."""
-    return with_update(logits, candidates(logits, targets, delta), _ap, make_buckets, delta)[0]
+def formulas(make_buckets: type[Buckets]) -> dict[str, Formula]:
+    def of(formula: Callable[..., Update]) -> Formula:
+        def meet_buckets(positives: Tensor, negatives: Tensor, *values_and_delta: Any) -> Update:
+            *values, delta = values_and_delta
+            buckets = make_buckets(positives, negatives)
+            above = step_(buckets.means[None, :] - positives[:, None], delta)
+            among = step_(positives[None, :] - positives[:, None], delta)
+            losses, update, shares = formula(positives, among, above @ buckets.sizes.to(above.dtype), *values)
+            return losses, update, buckets.to_negatives(shares @ above)
+
+        return meet_buckets
+
+    return {formula.__name__: of(formula) for formula in (ap, alrp, rank_sort)}
 
 
-def alrp_loss(
-    logits: Tensor, targets: Tensor, errors: Tensor, delta: float = 1.0, eps: float = 1e-5,
-    make_buckets: type[Buckets] = Buckets,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(classification, localization) of aLRP Loss, approximate for delta > 0; `targets` dense, `errors` [P]."""
-    c = candidates(logits, targets, delta)
-    rank, errors = torch.empty_like(c.positives), errors.to(c.positives.dtype)
-    (classification,) = with_update(logits, c, _alrp, errors.detach(), make_buckets, delta, eps, rank)
-    return classification, localization(errors, c.positives.argsort(), rank)
-
-
-def rank_sort_loss(
-    logits: Tensor, targets: Tensor, delta: float = 0.5, eps: float = 1e-10, make_buckets: type[Buckets] = Buckets
-) -> tuple[Tensor, Tensor]:
-    """(ranking, sorting) of Rank & Sort Loss, approximate for delta > 0; `targets` dense, with the IoU of positives."""
-    c = candidates(logits, targets, delta)
-    iou = targets.reshape(-1)[c.positive_positions].to(c.positives.dtype)
-    ranking, sorting = with_update(logits, c, _rank_sort, iou, make_buckets, delta, eps)
-    return ranking, sorting
-
-
-def relations(positives: Tensor, negatives: Tensor, make_buckets: type[Buckets], delta: float):
-    """(buckets, H(bucket - p_i) [P, P + 1], H(p_k - p_i) [P, P], number of negatives above [P])."""
-    buckets = make_buckets(positives, negatives)
-    above = step_(buckets.means[None, :] - positives[:, None], delta)
-    among = step_(positives[None, :] - positives[:, None], delta)
-    return buckets, above, among, above @ buckets.sizes.to(above.dtype)
-
-
-def _ap(positives: Tensor, negatives: Tensor, make_buckets: type[Buckets], delta: float) -> Update:
-    buckets, above, among, num_above = relations(positives, negatives, make_buckets, delta)
-    among_positives = among.fill_diagonal_(1).sum(1)
-    rank = among_positives + num_above
-    num = positives.numel()
+# Each of positives [P], H(p_k - p_i) [P, P] and the number of negatives above [P]: the losses, the update of the
+# positives, and what each of them adds to a negative above it.
+def ap(positives: Tensor, among: Tensor, num_above: Tensor) -> Update:
+    rank = among.fill_diagonal_(1).sum(1) + num_above
     error = num_above / rank
-    return (error.mean(),), -error / num, buckets.to_negatives((1 / rank / num) @ above)
+    return (error.mean(),), -error / positives.numel(), 1 / rank / positives.numel()
 
 
-def _alrp(
-    positives: Tensor, negatives: Tensor, errors: Tensor, make_buckets: type[Buckets], delta: float, eps: float,
-    rank: Tensor,
-) -> Update:  # fmt: skip
-    buckets, above, among, num_above = relations(positives, negatives, make_buckets, delta)
-    among.fill_diagonal_(0)
-    torch.add(among.sum(1) + 1, num_above, out=rank)
-    num = positives.numel()
-    error = torch.where(num_above > eps, (num_above + among @ errors) / rank / num, 0)
-    shares = torch.where(num_above > eps, error / num_above, 0)
-    return ((num_above / rank).mean(),), -error, buckets.to_negatives(shares @ above)
+def alrp(positives: Tensor, among: Tensor, num_above: Tensor, errors: Tensor, eps: float = 1e-5) -> Update:
+    rank = among.fill_diagonal_(0).sum(1) + 1 + num_above
+    share = torch.where(num_above > eps, (num_above + among @ errors) / rank / positives.numel(), 0)
+    losses = (num_above / rank).mean(), localization(positives, errors, rank)
+    return losses, -share, torch.where(num_above > eps, share / num_above, 0)
 
 
-def _rank_sort(
-    positives: Tensor, negatives: Tensor, iou: Tensor, make_buckets: type[Buckets], delta: float, eps: float
-) -> Update:
-    buckets, above, among, num_above = relations(positives, negatives, make_buckets, delta)
-    num = positives.numel()
+def rank_sort(positives: Tensor, among: Tensor, num_above: Tensor, iou: Tensor, eps: float = 1e-10) -> Update:
     ranking = num_above / (among.sum(1) + num_above)
-    error = torch.where(num_above > eps, ranking / num, 0)
-    shares = torch.where(num_above > eps, error / num_above, 0)
-    sorting, of_positives = sorting_errors(among, iou, eps)
-    losses = (ranking.mean(), sorting.mean())
-    return losses, of_positives / num - error, buckets.to_negatives(shares @ above)
-
-
-def sorting_errors(among: Tensor, iou: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(sorting_i [P], |P| times its update of the positives [P]) from H(p_k - p_i) [P, P]."""
+    share = torch.where(num_above > eps, ranking / positives.numel(), 0)
     in_order = among * (iou[None, :] >= iou[:, None])
     missorted = among - in_order
     sorting = among @ (1 - iou) / among.sum(1) - in_order @ (1 - iou) / in_order.sum(1)
     num_missorted = missorted.sum(1)
-    moved = torch.where(num_missorted > eps, sorting, 0)
-    shares = torch.where(num_missorted > eps, sorting / num_missorted, 0)
-    return sorting, shares @ missorted - moved
+    moved_up = torch.where(num_missorted > eps, sorting, 0)
+    moved_down = torch.where(num_missorted > eps, sorting / num_missorted, 0) @ missorted
+    update = (moved_down - moved_up) / positives.numel() - share
+    return (ranking.mean(), sorting.mean()), update, torch.where(num_above > eps, share / num_above, 0)
