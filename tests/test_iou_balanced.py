@@ -309,6 +309,19 @@ def test_smooth_l1_of_nan(beta, device):
     assert gradient.isnan().tolist() == [[True, False], [False, False]]
 
 
+@every_loss
+@pytest.mark.parametrize("iou", [[0.0, 0.0], [0.0, 1e-20]], ids=str)
+def test_weights_that_have_no_room_in_float32(kind, iou, device):
+    """A positive of cost 1e30 and weight 0 makes Z 1e36, and with a small avg_factor more than float32 can hold."""
+    logits = torch.tensor([[-torch.inf, 0, 1], [0, 30, 1], [0, 1, 2]], device=device)
+    labels = torch.tensor([0, 1, 3], device=device)
+    arguments = labels, torch.tensor([*iou, torch.nan], device=device)
+    _, gradient = gradient_of(LOSSES[kind], logits, *arguments, avg_factor=1e-4)
+    _, expected = gradient_of(LOSSES[kind], logits.double(), *arguments, avg_factor=1e-4)
+    assert gradient.isfinite().all()
+    assert_close(gradient, expected)
+
+
 def test_bad_shapes(device):
     rows, labels, iou = torch.zeros(4, 3, device=device), torch.zeros(4, device=device).long(), torch.ones(4).to(device)
     with pytest.raises(ValueError, match=r"logits must have shape \[..., K\], K at least 1; got \(4, 0\)"):

@@ -16,7 +16,7 @@ from .checks import (
     group_name,
     split_avg_factor,
 )
-from .dtypes import result_dtype
+from .dtypes import accumulation_dtype, result_dtype
 from .module import LossModule
 from .reference import iou_balanced as reference
 from .reference.focal import focal
@@ -209,7 +209,8 @@ def _focal_loss(
     """(loss, scale [2]); `iou` is per anchor, logits.shape[:-1], or of the shape of the targets.
 
     Of the sums backward needs `scale` alone: what is multiplied by the gradient of focal(-x_j), and by u_i^eta times
-    that of focal(x_i). `avg_number` and `avg_tensor` are the two forms of avg_factor.
+    that of focal(x_i). It is float64: Z, where an infinite logit has an IoU near 0, has no room in float32.
+    `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
@@ -218,15 +219,13 @@ def _focal_loss(
     of_negatives = negative_weight * torch.stack(of_blocks)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
     loss, scale = balance(sums, positions.numel(), avg_number, avg_tensor, group)
-    dtype = result_dtype(logits)
-    return loss.to(dtype), torch.stack([negative_weight * scale[0], positive_weight * scale[1]]).to(dtype)
+    return loss.to(result_dtype(logits)), torch.stack([negative_weight * scale[0], positive_weight * scale[1]])
 
 
 @_focal_loss.register_fake
 def fake_loss_and_scale(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Metadata of (loss, scale [2])."""
-    dtype = result_dtype(logits)
-    return logits.new_empty((), dtype=dtype), logits.new_empty(2, dtype=dtype)
+    return logits.new_empty((), dtype=result_dtype(logits)), logits.new_empty(2, dtype=accumulation_dtype(logits))
 
 
 @dispatch.kernel(_focal_loss)
@@ -244,7 +243,7 @@ def _focal_loss_backward(
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
     of_negatives, of_positives = (scale * upstream).unbind()
     positions = positive_positions(logits, targets, None)
-    weights = _weights_at(positions, logits, iou, eta)
+    weights = _weights_at(positions, logits, iou, eta).to(scale.dtype)
     return focal_gradient(logits, targets, positions, of_negatives, of_positives * weights, gamma)
 
 

@@ -137,7 +137,7 @@ def _cross_entropy_loss(
     """(loss, scale [2]) of logits [..., K]; `labels` and `iou` [...].
 
     Of the sums backward needs `scale` alone: what is multiplied by the gradient of l_j, and by u_i^eta times that of
-    l_i. `avg_number` and `avg_tensor` are the two forms of avg_factor.
+    l_i, in float64. `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
     _check_same_call(logits, eta, background, avg_number, avg_tensor, group)
     terms = cross_entropies(logits, labels)
@@ -145,7 +145,7 @@ def _cross_entropy_loss(
     weights = reference.iou_weights(iou[is_positive].to(terms.dtype), eta)
     sums = reference.sum_terms(terms[is_negative], terms[is_positive], weights)
     loss, scale = balance(sums, (labels >= 0).sum(), avg_number, avg_tensor, group)
-    return loss.to(terms.dtype), scale.to(terms.dtype)
+    return loss.to(terms.dtype), scale
 
 
 _cross_entropy_loss.register_fake(fake_loss_and_scale)
@@ -167,7 +167,7 @@ def _cross_entropy_loss_backward(
     of_negatives, of_positives = (scale * upstream).unbind()
     is_negative, is_positive = softmax_classes(logits, labels, background)
     factors = torch.where(is_negative, of_negatives, 0)
-    factors[is_positive] = of_positives * reference.iou_weights(iou[is_positive].to(factors.dtype), eta)
+    factors[is_positive] = of_positives * reference.iou_weights(iou[is_positive].to(scale.dtype), eta)
     return cross_entropy_gradient(logits, labels, factors)
 
 

@@ -2,7 +2,8 @@
 
     Z = P / (W + 1e-6),   loss = (N + Z W) / avg_factor,   scale = (weight_0 / avg_factor, weight_1 Z / avg_factor)
 with the sums of terms N over negatives, P over positives, W over positives times u^eta, times the class weights.
-With a process group the sums are over all its ranks, and `scale` is multiplied by their number.
+Z has no room in float32 where a positive without weight has an infinite logit: scale is float64, and so is its product
+with a weight. With a process group the sums are over all its ranks, and `scale` is multiplied by their number.
 
     symbol               meaning
     partial [4, R]       the sums N, P, W, and the number that avg_factor is without an argument, of every program
@@ -83,7 +84,7 @@ def balance(
     group: str | None,
 ) -> tuple[Tensor, Tensor]:
     """(loss, scale [2]) from partial [4, R]; class `weights` of (negatives, positives)."""
-    loss, scale = partial.new_empty(()), partial.new_empty(2)
+    loss, scale = partial.new_empty(()), partial.new_empty(2, dtype=torch.float64)
     if group is not None:
         partial = distributed.total(partial.sum(1, keepdim=True, dtype=torch.float64), group)
     negative_weight, positive_weight = weights

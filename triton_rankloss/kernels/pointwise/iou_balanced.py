@@ -126,11 +126,12 @@ def _gradient_kernel(
     positions, in_range, s, negative, positive = _load_logits(
         logits_ptr, targets_ptr, start, num_logits, BLOCK, NUM_CLASSES, LABELS, COMPUTE
     )
-    upstream = tl.load(upstream_ptr).to(COMPUTE)
-    factors = tl.where(negative, -tl.load(scale_ptr) * upstream, 0)
+    upstream = tl.load(upstream_ptr).to(tl.float64)
+    factors = tl.where(negative, (-tl.load(scale_ptr) * upstream).to(COMPUTE), 0)
     if tl.max(positive.to(tl.int32)) > 0:
         weights = _load_weights(iou_ptr, positions, positive, eta, LOGITS_PER_IOU, COMPUTE)
-        factors = tl.where(positive, weights * (tl.load(scale_ptr + 1) * upstream), factors)
+        of_positives = weights.to(tl.float64) * (tl.load(scale_ptr + 1) * upstream)
+        factors = tl.where(positive, of_positives.to(COMPUTE), factors)
     gradient = tl.where(negative | positive, factors * focal_slope(s, gamma, POWER), 0)
     tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_range)
 

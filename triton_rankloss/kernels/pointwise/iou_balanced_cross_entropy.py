@@ -88,11 +88,12 @@ def _gradient_kernel(
     labels = tl.load(labels_ptr + rows, mask=in_range, other=-1)
     used = labels >= 0
     positive = used & (labels != background)
-    upstream = tl.load(upstream_ptr).to(COMPUTE)
-    factors = tl.where(labels == background, tl.load(scale_ptr) * upstream, 0)
+    upstream = tl.load(upstream_ptr).to(tl.float64)
+    factors = tl.where(labels == background, (tl.load(scale_ptr) * upstream).to(COMPUTE), 0)
     if tl.max(positive.to(tl.int32)) > 0:
         weights = iou_weights(tl.load(iou_ptr + rows, mask=positive, other=0).to(COMPUTE), number(eta, COMPUTE))
-        factors = tl.where(positive, weights * (tl.load(scale_ptr + 1) * upstream), factors)
+        of_positives = weights.to(tl.float64) * (tl.load(scale_ptr + 1) * upstream)
+        factors = tl.where(positive, of_positives.to(COMPUTE), factors)
     store_gradient(logits_ptr, gradient_ptr, rows, labels, in_range, used, factors, COLS, NUM_CHANNELS, COMPUTE)
 
 
