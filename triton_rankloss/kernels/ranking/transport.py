@@ -53,7 +53,7 @@ def _transport_kernel(
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of some blocks of logits, of positives as if they were negatives."""
+    """Gradient of some blocks of logits; 0 at positives."""
     scope = (tl.program_id(0) // programs_in_scope).to(tl.int64)
     program = tl.program_id(0) - scope * programs_in_scope
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
