@@ -138,6 +138,15 @@ def test_targets_are_looked_up_for_the_negatives_that_matter(name, num_classes, 
         assert_close(actual, wanted, times=10, atol=1e-13)
 
 
+@every_loss
+def test_more_positives_than_their_bound_make_all_gradients_nan(name, device):
+    logits, labels = batch("random", 2, 37, 3, 11)
+    logits, labels = logits.to(device), labels.clamp(min=0).to(device)
+    values = torch.rand(int((labels < 3).sum()), device=device)
+    losses, gradients = evaluate(name, logits, labels, values, max_positives=7)
+    assert all(result.isnan().all() for result in (*losses, gradients[0]))
+
+
 def test_one_positive_and_a_negative_of_its_score(device):
     # H = 1/2. AP and aLRP: 1 - 1 / 1.5 = 1/3; RS: 0.5 / (0.5 + 0.5) = 1/2.
     logits, targets = torch.ones(2, dtype=torch.float64, device=device), torch.tensor([1, 0], device=device)

@@ -20,7 +20,7 @@ from . import dispatch
 from .distributed import Ranks
 from .dtypes import accumulation_dtype, result_dtype
 from .reference import sorted as sorted_engine
-from .targets import are_labels, are_negative, negative_mask
+from .targets import are_labels, are_negative, negative_mask, positive_positions
 
 LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
 # Logits that are looked through, and negatives that are counted, at a time: temporaries that fit in caches, and memory
@@ -207,6 +207,8 @@ def transport(
         for block, part, negatives in relevant_negatives(scope_logits, scope_targets, scores[scope], delta):
             carried = sorted_engine.transport(negatives, scores[scope], weights[scope], delta)
             grad_scope[block].scatter_(0, part, carried.to(gradient.dtype))
+    if scores.isnan().all():  # as where there are more positives than their bound
+        gradient.view(-1)[positive_positions(logits, targets, None)] = torch.nan
     own = (positions >= 0) & (torch.arange(positions.numel(), device=positions.device) < offsets[-1])
     gradient.view(-1)[positions[own]] = (upstream @ updates.to(dtype))[own].to(gradient.dtype)
     return gradient

@@ -151,19 +151,20 @@ def load_plainly(
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """As `load_candidates` without positives; where all anchors of the block are background, as nearly always, the
-    labels are looked at once an anchor and not once a logit."""
+    """As `load_candidates`; where all anchors are background, as in nearly every block, each label is looked at once."""
     lanes = tl.arange(0, BLOCK)
     in_scope = start + lanes < num_candidates
     positions = scope * num_candidates + start + lanes
     scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
     if LABELS:
-        negative = in_scope
+        negative, positive = in_scope, in_scope & False
         if _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES):
-            _, _, negative, _ = load_targets(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+            _, _, negative, positive = load_targets(
+                targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
+            )
     else:
-        negative = (tl.load(targets_ptr + positions, mask=in_scope, other=-1) == 0) & in_scope
-    return positions, in_scope, scores, negative
+        _, _, negative, positive = load_targets(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+    return positions, in_scope, scores, negative, positive
 
 
 @triton.jit

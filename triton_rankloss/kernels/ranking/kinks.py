@@ -59,8 +59,9 @@ def make_kink(p, shift, DTYPE: tl.constexpr):
 
 @triton.jit
 def cell_of(x, lowest, scale, num_cells):
-    """The cell of a score x; monotone in x."""
-    return tl.minimum(tl.maximum((x - lowest) * scale, 0.0), (num_cells - 1).to(x.dtype)).to(tl.int32)
+    """The cell of a score x; monotone in x. Without a number, as where all kinks are infinite, the first."""
+    cell = (x - lowest) * scale
+    return tl.minimum(tl.where(cell > 0, cell, 0), (num_cells - 1).to(x.dtype)).to(tl.int32)
 
 
 @triton.jit

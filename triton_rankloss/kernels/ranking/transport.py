@@ -81,10 +81,10 @@ def _transport_kernel(
     lowest_relevant = tl.where(last_p == last_p, lowest, float("-inf"))
     for block in range(BLOCKS_AT_ONCE):
         start = (program.to(tl.int64) * BLOCKS_AT_ONCE + block) * BLOCK
-        positions, in_range, n, negative = load_plainly(
+        positions, in_range, n, negative, positive = load_plainly(
             logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
-        relevant = negative & ((n < lowest_relevant) == 0) & there
+        relevant = (negative | positive) & ((n < lowest_relevant) == 0) & there
         in_middle = (n >= middle_begin) & (n < middle_end)
         gradient = tl.where(relevant, middle_value + middle_slope * tl.minimum(n - middle_begin, longest), 0)
         searched = relevant & (in_middle == 0)
