@@ -151,7 +151,7 @@ def load_plainly(
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """As `load_candidates`; where all anchors are background, as in nearly every block, each label is looked at once."""
+    """As `load_candidates`; where all anchors are background, as nearly everywhere, each label is looked at once."""
     lanes = tl.arange(0, BLOCK)
     in_scope = start + lanes < num_candidates
     positions = scope * num_candidates + start + lanes
