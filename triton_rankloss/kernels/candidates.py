@@ -270,7 +270,7 @@ def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
     logits, targets, num_scopes = scopes.logits, scopes.targets, scopes.num_scopes
     dtype, device = result_dtype(logits), logits.device
     if logits.numel() == 0:
-        scores = logits.new_empty(max_positives or 0, dtype=dtype)
+        scores = logits.new_zeros(max_positives or 0, dtype=dtype)
         offsets = torch.zeros(num_scopes + 2, dtype=torch.long, device=device)
         return Positives(scores.long(), scores, offsets[:-1], offsets[-1:])
     blocks_in_scope = triton.cdiv(scopes.num_targets, TARGETS_BLOCK)

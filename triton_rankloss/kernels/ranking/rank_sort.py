@@ -142,7 +142,9 @@ def forward(
     """(ranking, sorting, fields of ranking.State)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
-    if iou is None:
+    if logits.numel() == 0:
+        iou = positives.scores  # of none; a bound on their number leaves room
+    elif iou is None:
         iou = targets.reshape(-1)[positives.positions]
     elif max_positives is None or is_per_anchor(iou, logits):
         iou = values_at_positives(iou, logits, positives.positions, "iou")
