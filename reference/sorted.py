@@ -62,7 +62,7 @@ def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
     """How many kinks are at or below each candidate, [N]; [] where that is one number, as early in training."""
     extremes = torch.stack(candidates.aminmax())
     lowest, highest = torch.bucketize(extremes, kinks, right=True)
-    if extremes.isnan().any():
+    if (extremes + kinks[-1]).isnan().any():
         return torch.bucketize(candidates, kinks, right=True, out_int32=True)
     return lowest if lowest == highest else _look_up(candidates, kinks)
 

@@ -65,18 +65,18 @@ def loops_of(tables, kernel):
 
 def test_a_pair_costs_count_two_instructions(tables):
     # The rescaled loop: a saturating addition and an addition for each pair, and next to nothing for each negative.
-    cheapest = loops_of(tables, "count._pairs_kernel")[0]
+    cheapest = loops_of(tables, "pairs._pairs_kernel")[0]
     assert cheapest["instructions"]["FADD.SAT"] == cheapest["pairs"] == 64
     assert sum(cheapest["instructions"].values()) <= 2.1 * cheapest["pairs"]
 
 
 def test_a_pair_of_far_apart_positives_costs_count_three(tables):
-    loops = loops_of(tables, "count._pairs_kernel")
+    loops = loops_of(tables, "pairs._pairs_kernel")
     assert len(loops) == 2
     assert sum(loops[1]["instructions"].values()) <= 3.1 * loops[1]["pairs"]
 
 
-@pytest.mark.parametrize(("loss", "bound"), [("ap_loss", 12), ("alrp_loss", 14), ("rank_sort_loss", 13)])
+@pytest.mark.parametrize(("loss", "bound"), [("ap_loss", 13), ("alrp_loss", 17), ("rank_sort_loss", 17)])
 def test_a_ranking_loss_launches_few_kernels(tables, loss, bound):
     # Small inputs are bound by launches, forward and backward. Torch's own, and the copy that tells the host how many
     # positives there are, count like ours.

@@ -5,6 +5,7 @@ entry that no program owns shows. Without Triton's interpreter these would only 
 """
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,26 +20,36 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = {
     "candidates": {"TARGETS_BLOCK": 16},
-    "ranking.lists": {"CANDIDATES_BLOCK": 16, "MAX_LISTS": 3},
-    "ranking.count": {
-        "PAIRS_BLOCK": 8,
-        "POSITIVES_BLOCK": 4,
-        "POSITIVES_BLOCK_FLOAT64": 4,
+    "ranking.positives": {"TILE": 4, "SORT_TILE": 2, "SORT_OTHERS": 4},
+    "ranking.kinks": {"TILE": 4, "CELLS": 2},
+    "ranking.bins": {
+        "BLOCK": 16,
+        "MAX_BLOCKS": 3,
         "MIN_PROGRAMS": 2,
+        "MAX_IN_COPY": 64,
+        "CELLS": 2,
+        "SUM_BLOCK": 4,
+        "SUM_ROWS": 2,
+        "SCAN_BLOCK": 4,
     },
-    "ranking.transport": {"CANDIDATES_BLOCK": 16, "KINKS_BLOCK": 4},
-    "ranking.positives": {"SUM_BLOCK": 4},
-    "ranking.ap": {"TILE": 4},
+    "ranking.lists": {"CANDIDATES_BLOCK": 16, "MAX_LISTS": 3},
+    "ranking.pairs": {"PAIRS_BLOCK": 8, "POSITIVES_BLOCK": 4, "POSITIVES_BLOCK_FLOAT64": 4, "MIN_PROGRAMS": 2},
+    "ranking.finish": {"BLOCK": 4},
+    "ranking.ap": {"BLOCK": 4},
     "ranking.alrp": {"TILE": 4},
     "ranking.rank_sort": {"TILE": 4},
+    "ranking.transport": {"BLOCK": 16, "BLOCKS_AT_ONCE": 2, "TILE": 4, "CELLS": 2},
 }
+FORMS = {"bins": 0, "pairs": 100}  # of count: up to how many positives it compares pairs
+CASES = [*((name, "bins") for name in LOSSES), ("ap", "pairs")]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks_and_poisoned_buffers(monkeypatch):
-    for module, constants in SMALL.items():
+    modules = [import_module(f"triton_rankloss.kernels.{module}") for module in SMALL]  # all, before a constant changes
+    for module, constants in zip(modules, SMALL.values()):
         for name, value in constants.items():
-            monkeypatch.setattr(f"triton_rankloss.kernels.{module}.{name}", value)
+            monkeypatch.setattr(module, name, value)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
     yield
     torch.use_deterministic_algorithms(False)
@@ -47,8 +58,9 @@ def small_blocks_and_poisoned_buffers(monkeypatch):
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_branch(name, kind, delta, per_image):
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_every_branch(name, form, kind, delta, per_image, monkeypatch):
+    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[form])
     logits, labels = batch(kind, 2, 37, 3, 11)
     values = torch.rand(int(((labels >= 0) & (labels < 3)).sum()), dtype=torch.float64)
     options = {"delta": delta, "per_image": per_image}
@@ -60,7 +72,9 @@ def test_every_branch(name, kind, delta, per_image):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["random", "init", "huge"])
-def test_low_precision_logits_are_listed_in_their_dtype(kind, dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_low_precision(form, kind, dtype, monkeypatch):
+    monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[form])
     logits, labels = batch(kind, 1, 60, 3, 9)
     logits = logits.to(dtype)
     (loss,), (gradient,) = evaluate("ap", logits, labels, logits[:0])

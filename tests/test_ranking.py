@@ -138,6 +138,40 @@ def test_targets_are_looked_up_for_the_negatives_that_matter(name, num_classes, 
         assert_close(actual, wanted, times=10, atol=1e-13)
 
 
+@every_loss
+def test_more_positives_than_their_bound_make_all_gradients_nan(name, device):
+    logits, labels = batch("random", 2, 37, 3, 11)
+    logits, labels = logits.to(device), labels.clamp(min=0).to(device)
+    values = torch.rand(int((labels < 3).sum()), device=device)
+    losses, gradients = evaluate(name, logits, labels, values, max_positives=7)
+    assert all(result.isnan().all() for result in (*losses, gradients[0]))
+
+
+@every_loss
+@pytest.mark.parametrize("max_positives", [None, 7])
+def test_no_anchors(name, max_positives, device):
+    logits, labels = torch.zeros(2, 0, 5, device=device), torch.zeros(2, 0, dtype=torch.long, device=device)
+    losses, gradients = evaluate(name, logits, labels, torch.zeros(0, device=device), max_positives=max_positives)
+    assert all(loss == 0 for loss in losses)
+    assert gradients[0].shape == logits.shape
+
+
+def test_a_positive_at_minus_infinity(device):
+    # All three negatives are above it: b = 3, a = 1, error 3/4, which each carries a third of.
+    logits = torch.tensor([-torch.inf, 25.0, 30.0, 40.0], device=device).requires_grad_()
+    rankloss.ap_loss(logits, torch.tensor([1.0, 0, 0, 0], device=device)).backward()
+    assert_close(logits.grad, torch.tensor([-0.75, 0.25, 0.25, 0.25]))
+
+
+@pytest.mark.parametrize(("delta", "error"), [(0.0, 2 / 4), (1.0, 1.5 / 3.5)])
+def test_ties_at_minus_infinity(delta, error, device):
+    # Positives at -inf and 1, negatives at -inf and 0. The lower: a = 2, b = 2 (delta = 0), or 1.5 with H(0) = 1/2.
+    # The upper: b = 0. The loss is the mean of the errors b / (a + b).
+    logits = torch.tensor([-torch.inf, -torch.inf, 0.0, 1.0], device=device)
+    targets = torch.tensor([1.0, 0, 0, 1], device=device)
+    assert_close(rankloss.ap_loss(logits, targets, delta=delta, interpolate=False), torch.tensor(error / 2))
+
+
 def test_one_positive_and_a_negative_of_its_score(device):
     # H = 1/2. AP and aLRP: 1 - 1 / 1.5 = 1/3; RS: 0.5 / (0.5 + 0.5) = 1/2.
     logits, targets = torch.ones(2, dtype=torch.float64, device=device), torch.tensor([1, 0], device=device)

@@ -20,10 +20,8 @@ from triton_rankloss.cli.resources import cuobjdump
 
 # Kernels over tiles of pairs: the constants that are the sides of a tile.
 PAIRS = {
-    "count._pairs_kernel": ("TILE", "BLOCK"),
-    "transport._table_kernel": ("TILE", "TILE"),
-    "ap._error_kernel": ("TILE", "TILE"),
-    "ap._update_kernel": ("TILE", "TILE"),
+    "pairs._pairs_kernel": ("TILE", "BLOCK"),
+    "positives._sort_kernel": ("TILE", "OTHERS"),
     "alrp._rank_kernel": ("TILE", "TILE"),
     "alrp._error_gradient_kernel": ("TILE", "TILE"),
     "rank_sort._error_kernel": ("TILE", "TILE"),

@@ -65,7 +65,7 @@ def alrp_loss(
             mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host;
             `max_positives` is not used.
         max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
-            captured in a CUDA graph. With more positives than that the loss is NaN.
+            captured in a CUDA graph. With more positives than that the loss and all gradients are NaN.
 
     Returns:
         ``ALRPLosses(classification, localization)``, scalars: float64 for float64 logits, else float32. Without
@@ -193,7 +193,7 @@ def _alrp_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(classification, localization, fields of ranking.State with one update, gradient of the errors).
 
     The last has the shape of `localization_errors`.

@@ -51,7 +51,7 @@ def ap_loss(
             mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host;
             `max_positives` is not used.
         max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
-            captured in a CUDA graph. With more positives than that the loss is NaN.
+            captured in a CUDA graph. With more positives than that the loss and all gradients are NaN.
 
     Returns:
         A scalar in [0, 1]: float64 for float64 logits, else float32. Without positives 0, with gradient 0.
@@ -103,7 +103,7 @@ def _ap_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, fields of ranking.State with one update)."""
 
     def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:

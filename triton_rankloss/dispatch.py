@@ -21,6 +21,11 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE_TYPES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the operators launch kernels for this tensor's device."""
+    return HAS_TRITON and tensor.device.type in DEVICE_TYPES
+
+
 def kernel(operator: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate what launches the kernels of `operator`; it imports Triton, so only when it is called."""
 

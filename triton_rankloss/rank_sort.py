@@ -63,7 +63,7 @@ def rank_sort_loss(
             mean (DistributedDataParallel) is the gradient of that loss. Costs one wait for the host;
             `max_positives` is not used.
         max_positives: upper bound on the number of positives; a GPU then waits for nothing, and the call can be
-            captured in a CUDA graph. With more positives than that the loss is NaN.
+            captured in a CUDA graph. With more positives than that the loss and all gradients are NaN.
 
     Returns:
         ``RankSortLosses(ranking, sorting)``, scalars: means over the positives; float64 for float64 logits, else
@@ -164,7 +164,7 @@ def _rank_sort_loss(
     per_image: bool,
     max_positives: int | None,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(ranking, sorting, fields of ranking.State with two updates)."""
     positions = positive_positions(logits, targets, None)
     own_iou = targets.reshape(-1)[positions] if iou is None else values_at_positives(iou, logits, positions, "iou")

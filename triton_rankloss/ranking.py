@@ -20,7 +20,7 @@ from . import dispatch
 from .distributed import Ranks
 from .dtypes import accumulation_dtype, result_dtype
 from .reference import sorted as sorted_engine
-from .targets import are_labels, are_negative, negative_mask
+from .targets import are_labels, are_negative, negative_mask, positive_positions
 
 LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
 # Logits that are looked through, and negatives that are counted, at a time: temporaries that fit in caches, and memory
@@ -61,6 +61,9 @@ class State(NamedTuple):
     weights: Tensor
     updates: Tensor  # [K, P]
     offsets: Tensor
+    # What the kernels of transport look up (kernels/ranking/kinks.py, finish.py); the reference keeps nothing here.
+    lines: Tensor
+    cells: Tensor
 
 
 def gather_batch(logits: Tensor, targets: Tensor, positions: Tensor, per_image: bool, ranks: Ranks) -> Batch:
@@ -98,7 +101,8 @@ def rank(
     losses = batch.ranks.mean_over_scopes(losses, [weights, updates, *besides], batch.offsets)
 
     dtype = result_dtype(batch.logits)
-    state = State(batch.positions, batch.scores.to(dtype), weights.to(dtype), updates.to(dtype), batch.offsets)
+    scores, nothing = batch.scores.to(dtype), (weights.new_empty(0, dtype=dtype), batch.positions.new_empty(0).int())
+    state = State(batch.positions, scores, weights.to(dtype), updates.to(dtype), batch.offsets, *nothing)
     losses = [loss.to(dtype) for loss in losses]
     if max_positives is not None:
         losses, state = pad_to_bound(losses, state, max_positives)
@@ -168,12 +172,12 @@ def pad_to_bound(losses: list[Tensor], state: State, max_positives: int) -> tupl
     """
     missing = max_positives - state.positions.numel()
     nan = torch.nan if missing < 0 else 0
-    padded = State(
-        pad(state.positions, (0, missing)),
-        pad(state.scores, (0, missing)),
-        pad(state.weights, (0, missing)) + nan,
-        pad(state.updates, (0, missing)) + nan,
-        state.offsets.clamp(max=max_positives),
+    padded = state._replace(
+        positions=pad(state.positions, (0, missing)),
+        scores=pad(state.scores, (0, missing)) + nan,
+        weights=pad(state.weights, (0, missing)) + nan,
+        updates=pad(state.updates, (0, missing)) + nan,
+        offsets=state.offsets.clamp(max=max_positives),
     )
     return [loss + nan for loss in losses], padded
 
@@ -188,6 +192,8 @@ def transport(
     weights: Tensor,
     updates: Tensor,
     offsets: Tensor,
+    lines: Tensor,
+    cells: Tensor,
     delta: float,
 ) -> Tensor:
     """Gradient of the logits, in their dtype, from a `State` and the upstream gradients [K] of the losses."""
@@ -201,6 +207,8 @@ def transport(
         for block, part, negatives in relevant_negatives(scope_logits, scope_targets, scores[scope], delta):
             carried = sorted_engine.transport(negatives, scores[scope], weights[scope], delta)
             grad_scope[block].scatter_(0, part, carried.to(gradient.dtype))
+    if scores.isnan().all():  # as where there are more positives than their bound
+        gradient.view(-1)[positive_positions(logits, targets, None)] = torch.nan
     own = (positions >= 0) & (torch.arange(positions.numel(), device=positions.device) < offsets[-1])
     gradient.view(-1)[positions[own]] = (upstream @ updates.to(dtype))[own].to(gradient.dtype)
     return gradient
@@ -233,6 +241,20 @@ def fake_state(logits: Tensor, arguments: tuple[Any, ...], num_losses: int, num_
         logits.new_empty(num_positives, dtype=dtype),
         logits.new_empty((num_updates, num_positives), dtype=dtype),
         logits.new_empty((max(1, logits.shape[0]) if per_image else 1) + 1, dtype=torch.long),
+        *_fake_lookup(logits, num_positives),
+    )
+
+
+def _fake_lookup(logits: Tensor, num_positives: Any) -> tuple[Tensor, Tensor]:
+    """Metadata of lines and cells."""
+    dtype = result_dtype(logits)
+    if not dispatch.has_kernels(logits):
+        return logits.new_empty(0, dtype=dtype), logits.new_empty(0, dtype=torch.int32)
+    from .kernels.ranking.kinks import CELLS
+
+    return (
+        logits.new_empty((3, 2 * num_positives), dtype=dtype),
+        logits.new_empty(CELLS * num_positives, dtype=torch.int32),
     )
 
 

@@ -41,6 +41,7 @@ class Form(NamedTuple):
     per_image: bool = False
     scores: str = "hard"
     ranking: tuple[tuple[str, Any], ...] = ()  # further options of the ranking losses
+    positives: int | None = None  # so few that AP Loss counts by pairs; by default as many as the size has
 
 
 # Between them: both forms of targets and scopes, every regime of scores, both steps.
@@ -49,6 +50,7 @@ FORMS = (
     Form("dense", labels=False, scores="init"),
     Form("labels, per image", per_image=True, scores="trained"),
     Form("dense, hard step", labels=False, ranking=(("delta", 0),)),
+    Form("labels, few positives", ranking=(("max_positives", 4),), positives=3),
 )
 
 
@@ -135,7 +137,7 @@ def box_pairs(num_boxes: int, uniform: Callable[..., Tensor]) -> tuple[Tensor, T
 
 def cases(form: Form, size: Size, device: torch.device) -> Iterator[Case]:
     """The losses that the form makes a difference to; those without logits come with the first form alone."""
-    x = Inputs(size, form.scores, device)
+    x = Inputs(size._replace(positives=form.positives or size.positives), form.scores, device)
     targets = x.labels if form.labels else x.dense
     scope: dict[str, Any] = {"per_image": form.per_image}
     ranking = scope | dict(form.ranking)
@@ -144,6 +146,8 @@ def cases(form: Form, size: Size, device: torch.device) -> Iterator[Case]:
         return Case(loss, form.name, call, leaves, x.positive if leaves[0] is x.logits else None)
 
     yield case("ap_loss", lambda s: rankloss.ap_loss(s, targets, **ranking), x.logits)
+    if form.positives:
+        return
     yield case("alrp_loss", lambda s, e: rankloss.alrp_loss(s, targets, e, **ranking), x.logits, x.errors)
     iou = x.iou if form.labels else None
     yield case("rank_sort_loss", lambda s: rankloss.rank_sort_loss(s, targets, iou, **ranking), x.logits)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="sm_80, sm_90, sm_100, gfx942, ...; may be repeated; default: this machine's GPU",
     )
-    parser.add_argument("--quick", action="store_true", help="of the forms of targets, scopes and steps the usual one")
+    parser.add_argument("--quick", action="store_true", help="of the forms of targets, scopes and steps the usual ones")
     parser.add_argument(
         "--dtype", action="append", choices=DTYPES, help="may be repeated; default: all, quick: float32"
     )
@@ -62,7 +62,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if archs == [None]:
         raise ValueError("No GPU here: name an architecture, for instance --arch sm_90.")
     targets = {arch: launches.target_of(arch) for arch in archs}
-    forms = FORMS[:1] if options.quick else (*FORMS, BOUNDED)
+    forms = (FORMS[0], FORMS[-1]) if options.quick else (*FORMS, BOUNDED)
     dtypes = options.dtype or (["float32"] if options.quick else list(DTYPES))
     return Plan(targets, forms, dtypes, options.loss)
 

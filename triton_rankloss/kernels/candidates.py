@@ -8,11 +8,12 @@ anchor, C and above background, below 0 ignored), read as they are: no one-hot, 
     positions [P]    flat positions of the positives in the logits, row-major
     scores [P]       their logits, float32 (float64 for float64 logits)
     offsets [S + 1]  positives offsets[s]:offsets[s + 1] belong to scope s
+    num_ranked [1]   how many scopes have a positive
     counts, ends     of every block of targets: how many positives it has; how many it and all blocks before it have
 
-    owner of outputs _count_positives_kernel (b, s): the count of block b of scope s
-                     _list_positives_kernel (b, s): the slots of its positives, which begin where the block before ends;
-                     b = 0: offsets[s]
+    owner of outputs program (s, b), block b of scope s, of _count_positives_kernel: its count
+                     of _list_positives_kernel: the slots of its positives, which begin where the block before ends;
+                     b = 0: offsets[s], and an atomic addition to num_ranked
     order            row-major, in whatever order programs run
 
 Scores are clamped to +-LARGEST_SCORE, so that an infinity has differences; NaN stays.
@@ -41,6 +42,7 @@ class Positives(NamedTuple):
     positions: Tensor  # int64 [P]
     scores: Tensor  # [P]
     offsets: Tensor  # int64 [S + 1]
+    num_ranked: Tensor  # int64 [1]
 
 
 class Scopes(NamedTuple):
@@ -138,6 +140,46 @@ def load_candidates(
 
 
 @triton.jit
+def load_plainly(
+    logits_ptr,
+    targets_ptr,
+    scope,
+    start,
+    num_candidates,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """As `load_candidates`; where all anchors are background, as nearly everywhere, each label is looked at once."""
+    lanes = tl.arange(0, BLOCK)
+    in_scope = start + lanes < num_candidates
+    positions = scope * num_candidates + start + lanes
+    scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
+    if LABELS:
+        negative, positive = in_scope, in_scope & False
+        if _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES):
+            _, _, negative, positive = load_targets(
+                targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
+            )
+    else:
+        _, _, negative, positive = load_targets(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+    return positions, in_scope, scores, negative, positive
+
+
+@triton.jit
+def _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr):
+    """Whether an anchor of the block has a positive or is ignored."""
+    NUM_ANCHORS: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + 2)
+    anchors = start // NUM_CLASSES + tl.arange(0, NUM_ANCHORS)
+    in_block = (anchors * NUM_CLASSES < start + BLOCK) & (anchors * NUM_CLASSES < num_candidates)
+    anchors += scope * (num_candidates // NUM_CLASSES)
+    labels = tl.load(targets_ptr + anchors, mask=in_block, other=0)
+    special = in_block & ((labels < 0) | (labels < NUM_CLASSES))
+    return tl.max(tl.where(special, tl.arange(0, NUM_ANCHORS), -1)) >= 0
+
+
+@triton.jit
 def _load_block(
     targets_ptr,
     scope,
@@ -157,23 +199,28 @@ def _load_block(
     return at, values, (values > 0) & in_scope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_in_scope"])
 def _count_positives_kernel(
     targets_ptr,
     counts_ptr,
+    num_ranked_ptr,
     num_targets,
+    blocks_in_scope,
     BLOCK: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
 ):
     """Count the positives of a block of targets."""
-    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    start = block.to(tl.int64) * BLOCK
+    program = tl.program_id(0)
+    scope = (program // blocks_in_scope).to(tl.int64)
+    start = (program - scope * blocks_in_scope) * BLOCK
     _, _, positive = _load_block(targets_ptr, scope, start, num_targets, BLOCK, NUM_CLASSES, LABELS)
-    tl.store(counts_ptr + scope * tl.num_programs(0) + block, tl.sum(positive.to(tl.int64)))
+    tl.store(counts_ptr + program, tl.sum(positive.to(tl.int64)))
+    if program == 0:
+        tl.store(num_ranked_ptr, 0)  # which _list_positives_kernel adds to
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_in_scope", "num_scopes", "capacity"])
 def _list_positives_kernel(
     logits_ptr,
     targets_ptr,
@@ -181,7 +228,9 @@ def _list_positives_kernel(
     positions_ptr,
     scores_ptr,
     offsets_ptr,
+    num_ranked_ptr,
     num_targets,
+    blocks_in_scope,
     num_scopes,
     capacity,
     BLOCK: tl.constexpr,
@@ -190,16 +239,19 @@ def _list_positives_kernel(
     COMPUTE: tl.constexpr,
 ):
     """Write the positives of a block of targets behind those of all blocks before it."""
-    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    program = scope * tl.num_programs(0) + block
-    total = tl.load(ends_ptr + num_scopes * tl.num_programs(0) - 1)
+    program = tl.program_id(0)
+    scope = (program // blocks_in_scope).to(tl.int64)
+    block = program - scope * blocks_in_scope
+    total = tl.load(ends_ptr + tl.num_programs(0) - 1)
     first = tl.load(ends_ptr + program - 1, mask=program > 0, other=0)
     if block == 0:
+        end_of_scope = tl.load(ends_ptr + program + blocks_in_scope - 1)
+        tl.atomic_add(num_ranked_ptr, (end_of_scope > first).to(tl.int64), sem="relaxed")
         tl.store(offsets_ptr + scope, tl.minimum(first, capacity))
         if scope == 0:
             tl.store(offsets_ptr + num_scopes, tl.minimum(total, capacity))
 
-    start = block.to(tl.int64) * BLOCK
+    start = block * BLOCK
     at, values, positive = _load_block(targets_ptr, scope, start, num_targets, BLOCK, NUM_CLASSES, LABELS)
     slots = first + tl.cumsum(positive.to(tl.int32), 0) - 1
     positive = positive & (slots < capacity)
@@ -218,30 +270,36 @@ def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
     logits, targets, num_scopes = scopes.logits, scopes.targets, scopes.num_scopes
     dtype, device = result_dtype(logits), logits.device
     if logits.numel() == 0:
-        scores = logits.new_empty(max_positives or 0, dtype=dtype)
-        offsets = torch.zeros(num_scopes + 1, dtype=torch.long, device=device)
-        return Positives(scores.long(), scores, offsets)
-    grid = (triton.cdiv(scopes.num_targets, TARGETS_BLOCK), num_scopes)
-    constants = {"BLOCK": TARGETS_BLOCK, "NUM_CLASSES": scopes.num_classes, "LABELS": scopes.labels}
-    counts = torch.empty(grid[0] * grid[1], dtype=torch.long, device=device)
-    _count_positives_kernel[grid](targets, counts, scopes.num_targets, **constants)
+        scores = logits.new_zeros(max_positives or 0, dtype=dtype)
+        offsets = torch.zeros(num_scopes + 2, dtype=torch.long, device=device)
+        return Positives(scores.long(), scores, offsets[:-1], offsets[-1:])
+    blocks_in_scope = triton.cdiv(scopes.num_targets, TARGETS_BLOCK)
+    grid = (blocks_in_scope * num_scopes,)
+    constants = {
+        "num_targets": scopes.num_targets,
+        "blocks_in_scope": blocks_in_scope,
+        "BLOCK": TARGETS_BLOCK,
+        "NUM_CLASSES": scopes.num_classes,
+        "LABELS": scopes.labels,
+    }
+    counts = torch.empty(grid[0], dtype=torch.long, device=device)
+    num_ranked = torch.empty(1, dtype=torch.long, device=device)
+    _count_positives_kernel[grid](targets, counts, num_ranked, **constants)
     ends = counts.cumsum(0)
     capacity = int(ends[-1]) if max_positives is None else max_positives
     positives = Positives(
         positions=torch.empty(capacity, dtype=torch.long, device=device),
         scores=torch.empty(capacity, dtype=dtype, device=device),
         offsets=torch.empty(num_scopes + 1, dtype=torch.long, device=device),
+        num_ranked=num_ranked,
     )
-    if max_positives is not None:
-        # Behind the last positive nothing is written, and positions must be valid to read through.
+    if max_positives is not None:  # behind the last positive nothing is written, and they are read through
         positives.positions.zero_()
-        positives.scores.zero_()
     _list_positives_kernel[grid](
         logits,
         targets,
         ends,
         *positives,
-        num_targets=scopes.num_targets,
         num_scopes=num_scopes,
         capacity=capacity,
         COMPUTE=TRITON_DTYPE[dtype],
@@ -255,7 +313,8 @@ def gather_positives(own: Positives, ranks: Ranks) -> Positives:
     if not ranks.shared:
         return own
     offsets = torch.tensor([0, sum(ranks.sizes)], device=own.scores.device)
-    return Positives(ranks.gather_positions(own.positions), ranks.gather_values(own.scores), offsets)
+    num_ranked = torch.ones_like(own.num_ranked)
+    return Positives(ranks.gather_positions(own.positions), ranks.gather_values(own.scores), offsets, num_ranked)
 
 
 def positive_positions(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ e_i, above [P]       localization errors; b_i, from count.py
 |P|                  positives of the scope, times the scopes that have a positive: losses are means over these
 terms [2, P]         shares of positive i in the means, classification and localization
 
-owner of outputs     program (t, s): the positives in tile t of scope s
-accumulation         float32 (float64 for float64 logits); the final sums over positives float64
+owner of outputs     program t: positives t * TILE and the following in ascending order, whichever scopes they are of
+accumulation         float32 (float64 for float64 logits)
 """
 
 import torch
@@ -23,82 +23,86 @@ from torch import Tensor
 
 from ...distributed import join_ranks
 from ...targets import check_count
+from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
 from .count import count
-from .positives import TILE, empty_state, num_ranked_scopes, sum_terms
+from .finish import finish
+from .kinks import make_kinks
+from .positives import TILE, load_tile, scope_steps, sort
 from .step import half_inverse, step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
 def _rank_kernel(
-    scores_ptr,
+    sorted_ptr,
     errors_ptr,
     offsets_ptr,
+    num_ranked_ptr,
+    among_ptr,
     above_ptr,
     inverse_rank_ptr,
     weights_ptr,
     updates_ptr,
     terms_ptr,
-    num_positives,
+    capacity,
     num_scopes,
-    eps,
-    half_inverse_delta,
+    num_scope_steps,
+    eps: tl.float64,
+    half_inverse_delta: tl.float64,
     TILE: tl.constexpr,
-    SCOPES: tl.constexpr,
     HARD: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """1 / (rank_i |P|), w_i, the update of positive i, and its terms."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    i = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        p = tl.load(scores_ptr + i, mask=i < last, other=0)
-        among = tl.zeros([TILE, TILE], COMPUTE)
-        among_error = tl.zeros([TILE, TILE], COMPUTE)
-        higher_error = tl.zeros([TILE, TILE], COMPUTE)
-        for start in range(first, last, TILE):
-            k = start + tl.arange(0, TILE)
-            p_k = tl.load(scores_ptr + k, mask=k < last, other=float("-inf"))
-            e_k = tl.load(errors_ptr + k, mask=k < last, other=0).to(COMPUTE)
-            h = step(p_k[None, :] - p[:, None], half_inverse_delta, HARD)
-            h = tl.where(k[None, :] == i[:, None], 0, h)
-            among += h
-            among_error += h * e_k[None, :]
-            higher_error += tl.where(p_k[None, :] >= p[:, None], e_k[None, :], 0)
-        above = tl.load(above_ptr + i, mask=i < last, other=0)
-        rank = 1 + tl.sum(among, 1) + above
-        scale = 1 / ((last - first).to(COMPUTE) * num_ranked_scopes(offsets_ptr, num_scopes, SCOPES).to(COMPUTE))
-        share = tl.where(above <= eps, 0, (above + tl.sum(among_error, 1)) / rank * scale)
-        tl.store(inverse_rank_ptr + i, scale / rank, mask=i < last)
-        tl.store(weights_ptr + i, tl.where(above <= eps, 0, share / above), mask=i < last)
-        tl.store(updates_ptr + i, -share, mask=i < last)
-        tl.store(terms_ptr + i, above / rank * scale, mask=i < last)
-        tl.store(terms_ptr + num_positives + i, tl.sum(higher_error, 1) / rank * scale, mask=i < last)
+    eps, half_inverse_delta = number(eps, COMPUTE), number(half_inverse_delta, COMPUTE)
+    i, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
+    p = tl.load(sorted_ptr + i, mask=there, other=0)
+    among_error = tl.zeros([TILE, TILE], COMPUTE)
+    higher_error = tl.zeros([TILE, TILE], COMPUTE)
+    for start in range(tl.min(first), tl.max(last), TILE):
+        k = start + tl.arange(0, TILE)
+        in_scope = (k[None, :] >= first[:, None]) & (k[None, :] < last[:, None])
+        p_k = tl.load(sorted_ptr + k, mask=k < capacity, other=0)
+        e_k = tl.load(errors_ptr + k, mask=k < capacity, other=0).to(COMPUTE)
+        h = step(p_k[None, :] - p[:, None], half_inverse_delta, HARD)
+        among_error += tl.where(in_scope & (k[None, :] != i[:, None]), h * e_k[None, :], 0)
+        higher_error += tl.where(in_scope & (p_k[None, :] >= p[:, None]), e_k[None, :], 0)
+    above = tl.load(above_ptr + i, mask=there, other=0)
+    rank = tl.load(among_ptr + i, mask=there, other=1) + above
+    scale = 1 / ((last - first).to(COMPUTE) * tl.load(num_ranked_ptr).to(COMPUTE))
+    share = tl.where(above <= eps, 0, (above + tl.sum(among_error, 1)) / rank * scale)
+    tl.store(inverse_rank_ptr + i, scale / rank, mask=there)
+    tl.store(weights_ptr + i, tl.where(above <= eps, 0, share / above), mask=there)
+    tl.store(updates_ptr + i, -share, mask=there)
+    tl.store(terms_ptr + i, above / rank * scale, mask=there)
+    tl.store(terms_ptr + capacity + i, tl.sum(higher_error, 1) / rank * scale, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
 def _error_gradient_kernel(
-    scores_ptr,
+    sorted_ptr,
     offsets_ptr,
+    order_ptr,
     inverse_rank_ptr,
     grad_errors_ptr,
+    capacity,
+    num_scopes,
+    num_scope_steps,
     TILE: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of the localization part in e_k."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    k = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        p_k = tl.load(scores_ptr + k, mask=k < last, other=0)
-        sums = tl.zeros([TILE, TILE], COMPUTE)
-        for start in range(first, last, TILE):
-            i = start + tl.arange(0, TILE)
-            p = tl.load(scores_ptr + i, mask=i < last, other=float("inf"))
-            inverse_rank = tl.load(inverse_rank_ptr + i, mask=i < last, other=0)
-            sums += tl.where(p[None, :] <= p_k[:, None], inverse_rank[None, :], 0)
-        tl.store(grad_errors_ptr + k, tl.sum(sums, 1), mask=k < last)
+    """Gradient of the localization part in e_k, in the order in which the errors were given."""
+    k, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
+    p_k = tl.load(sorted_ptr + k, mask=there, other=0)
+    sums = tl.zeros([TILE, TILE], COMPUTE)
+    for start in range(tl.min(first), tl.max(last), TILE):
+        i = start + tl.arange(0, TILE)
+        in_scope = (i[None, :] >= first[:, None]) & (i[None, :] < last[:, None])
+        p = tl.load(sorted_ptr + i, mask=i < capacity, other=0)
+        inverse_rank = tl.load(inverse_rank_ptr + i, mask=i < capacity, other=0)
+        lower = (p[None, :] > p_k[:, None]) == 0  # NaN among them
+        sums += tl.where(in_scope & lower, inverse_rank[None, :], 0)
+    tl.store(grad_errors_ptr + tl.load(order_ptr + k, mask=there, other=0), tl.sum(sums, 1), mask=there)
 
 
 def forward(
@@ -110,8 +114,8 @@ def forward(
     per_image: bool,
     max_positives: int | None,
     group: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(classification, localization, positions, scores, weights, updates [1, P], offsets, gradient of the errors)."""
+) -> tuple[Tensor, ...]:
+    """(classification, localization, fields of ranking.State, gradient of the errors)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
     num_errors = localization_errors.numel()
@@ -120,35 +124,43 @@ def forward(
     else:
         errors = pad_to_bound(localization_errors, max_positives)
     ranks = join_ranks(group, "alrp_loss", {"delta": delta, "eps": eps}, logits, errors.numel(), per_image)
-    positives = gather_positives(positives, ranks)
-    positions, scores, offsets = positives
-    errors = ranks.gather_values(errors)
-    above = ranks.total_count(count(scopes, positives, delta))
-    inverse_rank = torch.empty_like(above)
-    weights, updates = empty_state(above, 1, max_positives)
-    terms = above.new_empty(2, scores.numel())
-    grad_errors = above.new_zeros(max(num_errors, scores.numel()))
-    grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
-    constants = {"TILE": TILE, "COMPUTE": TRITON_DTYPE[scores.dtype]}
-    if scores.numel() > 0:
+    positives, order, among = sort(gather_positives(positives, ranks), delta)
+    kinks = make_kinks(positives, delta)
+    errors = ranks.gather_values(errors)[order]
+    above = ranks.total_count(count(scopes, positives, kinks, delta))
+    weights, inverse_rank = torch.empty_like(above), torch.empty_like(above)
+    updates, terms = above.new_empty(1, above.numel()), above.new_empty(2, above.numel())
+    # Errors that no positive is there for get 0.
+    allocate = above.new_empty if max_positives is None else above.new_zeros
+    grad_errors = allocate(max(num_errors, above.numel()))
+    if above.numel() > 0:
+        grid = (triton.cdiv(above.numel(), TILE),)
+        sizes = {
+            "capacity": above.numel(),
+            "num_scopes": scopes.num_scopes,
+            "num_scope_steps": scope_steps(positives.offsets),
+            "TILE": TILE,
+            "COMPUTE": TRITON_DTYPE[above.dtype],
+        }
         _rank_kernel[grid](
-            scores,
+            positives.scores,
             errors,
-            offsets,
+            positives.offsets,
+            positives.num_ranked,
+            among,
             above,
             inverse_rank,
             weights,
             updates,
             terms,
-            num_positives=scores.numel(),
-            num_scopes=scopes.num_scopes,
             eps=eps,
             half_inverse_delta=half_inverse(delta),
-            SCOPES=triton.next_power_of_2(scopes.num_scopes),
             HARD=delta == 0,
-            **constants,
+            **sizes,
         )
-        _error_gradient_kernel[grid](scores, offsets, inverse_rank, grad_errors, **constants)
-    losses = ranks.mean_over_scopes(sum_terms(terms, offsets), [weights, updates, grad_errors], offsets)
+        _error_gradient_kernel[grid](positives.scores, positives.offsets, order, inverse_rank, grad_errors, **sizes)
+    losses = finish(positives, kinks, weights, terms, delta)
+    losses = ranks.mean_over_scopes(losses, [weights, updates, kinks.lines[1:], grad_errors], positives.offsets)
     grad_errors = ranks.own_values(grad_errors)[:num_errors]
-    return losses[0], losses[1], positions, scores, weights, updates, offsets, grad_errors
+    positions, scores, offsets, _ = positives
+    return *losses, positions, scores, weights, updates, offsets, kinks.lines, kinks.cells, grad_errors

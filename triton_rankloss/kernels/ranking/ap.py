@@ -1,17 +1,20 @@
-"""AP Loss on the GPU: what lies between count and transport, over tiles of pairs of positives.
+"""AP Loss on the GPU: what lies between count and transport, in one pass over the sorted positives of a scope.
 
-    err_i = b_i / (a_i + b_i) = 1 - prec_i     a_i = 1 + sum_{k != i} H(p_k - p_i)
+    err_i = b_i / (a_i + b_i) = 1 - prec_i
     best_i = min of err_k over p_k <= p_i      interpolation raises the precision: the minimum of the errors, 1 - q_i
     loss = mean best_i,   w_i = best_i / (b_i |P|),   update of positive i = -best_i / |P|
 
-The error b_i / (a_i + b_i) keeps its digits where it is small; 1 - prec_i would lose them.
+In ascending order the minimum is a running one: of positives with equal scores, errors are equal. Working with the
+error instead of 1 - prec_i keeps its digits when it is small.
 
     symbol               meaning
+    among [P]            a_i, from positives.py
     above [P]            b_i, from count.py
-    |P|                  positives of the scope, times the scopes that have a positive: the loss is the mean over these
+    share                1 / |P|, over the number of scopes that have a positive: the loss is a mean over these
+    bends, lines         of finish.py
 
-    owner of outputs     program (t, s): the positives in tile t of scope s
-    accumulation         float32 (float64 for float64 logits); the final sum over positives float64
+    owner of outputs     program s: everything of scope s
+    accumulation         float32 (float64 for float64 logits); the loss and the lines float64
 """
 
 import torch
@@ -20,69 +23,66 @@ import triton.language as tl
 from torch import Tensor
 
 from ...distributed import join_ranks
+from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, find_positives, gather_positives, scopes_of
 from .count import count
-from .positives import TILE, empty_state, num_ranked_scopes, positives_above, sum_terms
-from .step import half_inverse
+from .finish import BLOCK, WARPS, empty_bends, store_bends, store_lines, sum_scopes
+from .kinks import make_kinks
+from .positives import sort
 
 
 @triton.jit
+def _smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit(do_not_specialize=["capacity"])
 def _error_kernel(
-    scores_ptr,
+    sorted_ptr,
     offsets_ptr,
+    num_ranked_ptr,
+    lines_ptr,
+    places_ptr,
+    among_ptr,
     above_ptr,
-    error_ptr,
-    half_inverse_delta,
-    TILE: tl.constexpr,
+    weights_ptr,
+    updates_ptr,
+    bends_ptr,
+    loss_ptr,
+    capacity,
+    delta: tl.float64,
+    BLOCK: tl.constexpr,
+    INTERPOLATE: tl.constexpr,
     HARD: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """err_i."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
+    """Weights, updates, loss and lines of a scope."""
+    scope = tl.program_id(0).to(tl.int64)
+    delta = number(delta, tl.float64)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    i = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        p = tl.load(scores_ptr + i, mask=i < last, other=0)
-        above = tl.load(above_ptr + i, mask=i < last, other=0)
-        among = positives_above(scores_ptr, p, first, last, half_inverse_delta, TILE, HARD, COMPUTE)
-        among += 0.0 if HARD else 0.5  # the positive itself counts as 1, and has been counted as H(0)
-        tl.store(error_ptr + i, above / (among + above), mask=i < last)
-
-
-@triton.jit
-def _update_kernel(
-    scores_ptr,
-    offsets_ptr,
-    above_ptr,
-    error_ptr,
-    weights_ptr,
-    updates_ptr,
-    num_scopes,
-    TILE: tl.constexpr,
-    SCOPES: tl.constexpr,
-    INTERPOLATE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """w_i and the update of positive i."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    i = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        error = tl.load(error_ptr + i, mask=i < last, other=0)
+    num_positives = (last - first).to(tl.int32)
+    share = 1 / ((last - first).to(COMPUTE) * tl.load(num_ranked_ptr).to(COMPUTE))
+    loss = tl.full([], 0, tl.float64)
+    best_before = tl.full([], float("inf"), COMPUTE)
+    for start in range(0, num_positives, BLOCK):
+        at = first + start + tl.arange(0, BLOCK)
+        there = at < last
+        above = tl.load(above_ptr + at, mask=there, other=0)
+        error = above / (tl.load(among_ptr + at, mask=there, other=1) + above)
         best = error
         if INTERPOLATE:
-            p = tl.load(scores_ptr + i, mask=i < last, other=0)
-            for start in range(first, last, TILE):
-                k = start + tl.arange(0, TILE)
-                p_k = tl.load(scores_ptr + k, mask=k < last, other=float("inf"))
-                error_k = tl.load(error_ptr + k, mask=k < last, other=float("inf"))
-                candidates = tl.where(p_k[None, :] <= p[:, None], error_k[None, :], float("inf"))
-                best = tl.minimum(best, tl.min(candidates, 1))
+            best = tl.minimum(tl.associative_scan(error, 0, _smaller), best_before)
+            best_before = tl.minimum(tl.min(tl.where(there, error, float("inf"))), best_before)
             best += 0 * error  # a minimum hides NaN
-        above = tl.load(above_ptr + i, mask=i < last, other=1)
-        share = best / ((last - first).to(COMPUTE) * num_ranked_scopes(offsets_ptr, num_scopes, SCOPES).to(COMPUTE))
-        tl.store(weights_ptr + i, tl.where(above == 0, 0, share / above), mask=i < last)
-        tl.store(updates_ptr + i, -share, mask=i < last)
+        best = best * share
+        loss += tl.sum(best.to(tl.float64))
+        w = tl.where(above == 0, 0, best / above)
+        tl.store(weights_ptr + at, w, mask=there)
+        tl.store(updates_ptr + at, -best, mask=there)
+        store_bends(sorted_ptr, lines_ptr, places_ptr, bends_ptr, w, first, at, there, capacity, delta, HARD)
+    tl.store(loss_ptr + scope, loss.to(COMPUTE))
+    tl.debug_barrier()  # other threads of the program have written the bends
+    store_lines(bends_ptr, lines_ptr, first, num_positives, capacity, delta, BLOCK, HARD)
 
 
 def forward(
@@ -93,33 +93,40 @@ def forward(
     per_image: bool,
     max_positives: int | None,
     group: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, positions, scores, weights, updates [1, P], offsets)."""
+) -> tuple[Tensor, ...]:
+    """(loss, fields of ranking.State)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
     arguments = {"delta": delta, "interpolate": interpolate}
     ranks = join_ranks(group, "ap_loss", arguments, logits, positives.scores.numel(), per_image)
-    positives = gather_positives(positives, ranks)
-    positions, scores, offsets = positives
-    above = ranks.total_count(count(scopes, positives, delta))
-    error = torch.empty_like(above)
-    weights, updates = empty_state(above, 1, max_positives)
-    grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
-    constants = {"TILE": TILE, "COMPUTE": TRITON_DTYPE[scores.dtype]}
-    if scores.numel() > 0:
-        _error_kernel[grid](scores, offsets, above, error, half_inverse(delta), HARD=delta == 0, **constants)
-        _update_kernel[grid](
-            scores,
-            offsets,
+    positives, _, among = sort(gather_positives(positives, ranks), delta)
+    kinks = make_kinks(positives, delta)
+    above = ranks.total_count(count(scopes, positives, kinks, delta))
+    weights, updates = torch.empty_like(above), above.new_empty(1, above.numel())
+    losses = above.new_empty(scopes.num_scopes)
+    if above.numel() > 0:
+        _error_kernel[scopes.num_scopes,](
+            positives.scores,
+            positives.offsets,
+            positives.num_ranked,
+            kinks.lines,
+            kinks.places,
+            among,
             above,
-            error,
             weights,
             updates,
-            num_scopes=scopes.num_scopes,
-            SCOPES=triton.next_power_of_2(scopes.num_scopes),
+            empty_bends(positives),
+            losses,
+            capacity=above.numel(),
+            delta=delta,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
             INTERPOLATE=interpolate,
-            **constants,
+            HARD=delta == 0,
+            COMPUTE=TRITON_DTYPE[above.dtype],
         )
-    losses = sum_terms(updates, offsets, scale=-1)
-    (loss,) = ranks.mean_over_scopes(losses, [weights, updates], offsets)
-    return loss, positions, scores, weights, updates, offsets
+    else:
+        losses.zero_()
+    (loss,) = ranks.mean_over_scopes([sum_scopes(losses)], [weights, updates, kinks.lines[1:]], positives.offsets)
+    positions, scores, offsets, _ = positives
+    return loss, positions, scores, weights, updates, offsets, kinks.lines, kinks.cells

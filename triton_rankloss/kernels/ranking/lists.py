@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
 
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
@@ -42,49 +43,45 @@ class Lists(NamedTuple):
 
 
 @triton.jit
-def score_range(scores_ptr, first, last, TILE: tl.constexpr, COMPUTE: tl.constexpr):
-    """(p_min, p_max) of a scope."""
-    lowest = tl.full([TILE], float("inf"), COMPUTE)
-    highest = tl.full([TILE], float("-inf"), COMPUTE)
-    for start in range(first, last, TILE):
-        i = start + tl.arange(0, TILE)
-        lowest = tl.minimum(lowest, tl.load(scores_ptr + i, mask=i < last, other=float("inf")))
-        highest = tl.maximum(highest, tl.load(scores_ptr + i, mask=i < last, other=float("-inf")))
-    return tl.min(lowest), tl.max(highest)
+def score_range(sorted_ptr, first, last):
+    """(p_min, p_max) of a scope; NaN if a positive is."""
+    there = first < last
+    p_max = tl.load(sorted_ptr + last - 1, mask=there, other=0)
+    return tl.load(sorted_ptr + first, mask=there, other=0) + 0 * p_max, p_max
 
 
 @triton.jit
 def _list_kernel(
     logits_ptr,
     targets_ptr,
-    scores_ptr,
+    sorted_ptr,
     offsets_ptr,
     list_ptr,
     num_listed_ptr,
     line_ptr,
     num_candidates,
     capacity,
-    delta,
+    delta: tl.float64,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
     HARD: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """List the mixed negatives of every num_lists-th block; sum up those that are saturated or on the line."""
+    delta = number(delta, COMPUTE)
     program, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
     num_lists = tl.num_programs(0)
     slot = scope * num_lists + program
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    p_min, p_max = score_range(scores_ptr, first, last, TILE, COMPUTE)
+    p_min, p_max = score_range(sorted_ptr, first, last)
     center = 0.5 * (p_min + p_max)
 
     num_listed = 0
     num_saturated = tl.zeros([BLOCK], COMPUTE)
     num_on_line = tl.zeros([BLOCK], COMPUTE)
     sum_on_line = tl.zeros([BLOCK], COMPUTE)
-    num_blocks = tl.where(first < last, tl.cdiv(num_candidates, BLOCK), 0)
+    num_blocks = tl.where(first < last, (num_candidates - 1) // BLOCK + 1, 0)
     for block in range(program, num_blocks, num_lists):
         start = tl.cast(block, tl.int64) * BLOCK
         _, _, n, negative, _ = load_candidates(
@@ -111,8 +108,8 @@ def _list_kernel(
     tl.store(line_ptr + slot * 3 + 2, tl.sum(sum_on_line))
 
 
-def list_mixed(scopes: Scopes, positives: Positives, delta: float, tile: int) -> Lists:
-    """Lists and lines of all scopes, in one pass over the logits; `tile`: positives that a kernel reads at a time."""
+def list_mixed(scopes: Scopes, positives: Positives, delta: float) -> Lists:
+    """Lists and lines of all scopes, in one pass over the logits; positives in ascending order."""
     num_blocks = triton.cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
     blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
     num_lists = triton.cdiv(num_blocks, blocks_per_list)
@@ -137,7 +134,6 @@ def list_mixed(scopes: Scopes, positives: Positives, delta: float, tile: int) ->
         capacity=capacity,
         delta=delta,
         BLOCK=CANDIDATES_BLOCK,
-        TILE=tile,
         HARD=delta == 0,
         NUM_CLASSES=scopes.num_classes,
         LABELS=scopes.labels,

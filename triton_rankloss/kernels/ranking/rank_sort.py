@@ -15,8 +15,8 @@ t_i, above [P]       IoU targets; b_i, from count.py
 terms [2, P]         shares of positive i in the means, ranking and sorting
 carried [P]          the share of sorting over m_i, which positive i carries to those that cause it; 0 for m_i = 0
 
-owner of outputs     program (t, s): the positives in tile t of scope s
-accumulation         float32 (float64 for float64 logits); the final sums over positives float64
+owner of outputs     program t: positives t * TILE and the following in ascending order, whichever scopes they are of
+accumulation         float32 (float64 for float64 logits)
 """
 
 import torch
@@ -26,103 +26,107 @@ from torch import Tensor
 
 from ...distributed import join_ranks
 from ...targets import is_per_anchor, values_at_positives
+from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
 from .count import count
-from .positives import TILE, empty_state, num_ranked_scopes, sum_terms
+from .finish import finish
+from .kinks import make_kinks
+from .positives import TILE, load_tile, scope_steps, sort
 from .step import half_inverse, step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
 def _error_kernel(
-    scores_ptr,
+    sorted_ptr,
     iou_ptr,
     offsets_ptr,
+    num_ranked_ptr,
     above_ptr,
     weights_ptr,
     updates_ptr,
     terms_ptr,
     carried_ptr,
-    num_positives,
+    capacity,
     num_scopes,
-    eps,
-    half_inverse_delta,
+    num_scope_steps,
+    eps: tl.float64,
+    half_inverse_delta: tl.float64,
     TILE: tl.constexpr,
-    SCOPES: tl.constexpr,
     HARD: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """The terms of positive i, w_i, its ranking update, and what it carries."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    i = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        p = tl.load(scores_ptr + i, mask=i < last, other=0)
-        t = tl.load(iou_ptr + i, mask=i < last, other=0).to(COMPUTE)
-        in_order = tl.zeros([TILE, TILE], COMPUTE)
-        in_order_error = tl.zeros([TILE, TILE], COMPUTE)
-        missorted = tl.zeros([TILE, TILE], COMPUTE)
-        missorted_error = tl.zeros([TILE, TILE], COMPUTE)
-        for start in range(first, last, TILE):
-            k = start + tl.arange(0, TILE)
-            p_k = tl.load(scores_ptr + k, mask=k < last, other=float("-inf"))
-            t_k = tl.load(iou_ptr + k, mask=k < last, other=0).to(COMPUTE)
-            h = step(p_k[None, :] - p[:, None], half_inverse_delta, HARD)
-            lower_target = t_k[None, :] < t[:, None]
-            h_missorted = tl.where(lower_target, h, 0)
-            h_in_order = tl.where(lower_target, 0, h)
-            in_order += h_in_order
-            in_order_error += h_in_order * (1 - t_k)[None, :]
-            missorted += h_missorted
-            missorted_error += h_missorted * (1 - t_k)[None, :]
-        above = tl.load(above_ptr + i, mask=i < last, other=0)
-        r, m = tl.sum(in_order, 1), tl.sum(missorted, 1)
-        target = tl.sum(in_order_error, 1) / r
-        # With m_i factored out of the difference of both means, it is 0, not a rounding error, for m_i = 0.
-        sorting = (tl.sum(missorted_error, 1) - m * target) / (r + m)
-        scale = 1 / ((last - first).to(COMPUTE) * num_ranked_scopes(offsets_ptr, num_scopes, SCOPES).to(COMPUTE))
-        ranking = above / (r + m + above) * scale
-        sorting = sorting * scale
-        share = tl.where(above <= eps, 0, ranking)
-        tl.store(weights_ptr + i, tl.where(above <= eps, 0, share / above), mask=i < last)
-        tl.store(updates_ptr + i, -share, mask=i < last)
-        tl.store(terms_ptr + i, ranking, mask=i < last)
-        tl.store(terms_ptr + num_positives + i, sorting, mask=i < last)
-        tl.store(carried_ptr + i, tl.where(m > 0, sorting / m, 0), mask=i < last)
+    eps, half_inverse_delta = number(eps, COMPUTE), number(half_inverse_delta, COMPUTE)
+    i, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
+    p = tl.load(sorted_ptr + i, mask=there, other=0)
+    t = tl.load(iou_ptr + i, mask=there, other=0).to(COMPUTE)
+    in_order = tl.zeros([TILE, TILE], COMPUTE)
+    in_order_error = tl.zeros([TILE, TILE], COMPUTE)
+    missorted = tl.zeros([TILE, TILE], COMPUTE)
+    missorted_error = tl.zeros([TILE, TILE], COMPUTE)
+    for start in range(tl.min(first), tl.max(last), TILE):
+        k = start + tl.arange(0, TILE)
+        in_scope = (k[None, :] >= first[:, None]) & (k[None, :] < last[:, None])
+        p_k = tl.load(sorted_ptr + k, mask=k < capacity, other=0)
+        t_k = tl.load(iou_ptr + k, mask=k < capacity, other=0).to(COMPUTE)
+        h = tl.where(in_scope, step(p_k[None, :] - p[:, None], half_inverse_delta, HARD), 0)
+        lower_target = t_k[None, :] < t[:, None]
+        h_missorted = tl.where(lower_target, h, 0)
+        h_in_order = tl.where(lower_target, 0, h)
+        in_order += h_in_order
+        in_order_error += h_in_order * (1 - t_k)[None, :]
+        missorted += h_missorted
+        missorted_error += h_missorted * (1 - t_k)[None, :]
+    above = tl.load(above_ptr + i, mask=there, other=0)
+    r, m = tl.sum(in_order, 1), tl.sum(missorted, 1)
+    target = tl.sum(in_order_error, 1) / r
+    # With m_i factored out of the difference of both means, it is 0, not a rounding error, for m_i = 0.
+    sorting = (tl.sum(missorted_error, 1) - m * target) / (r + m)
+    scale = 1 / ((last - first).to(COMPUTE) * tl.load(num_ranked_ptr).to(COMPUTE))
+    ranking = above / (r + m + above) * scale
+    sorting = sorting * scale
+    share = tl.where(above <= eps, 0, ranking)
+    tl.store(weights_ptr + i, tl.where(above <= eps, 0, share / above), mask=there)
+    tl.store(updates_ptr + i, -share, mask=there)
+    tl.store(terms_ptr + i, ranking, mask=there)
+    tl.store(terms_ptr + capacity + i, sorting, mask=there)
+    tl.store(carried_ptr + i, tl.where(m > 0, sorting / m, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
 def _sorting_update_kernel(
-    scores_ptr,
+    sorted_ptr,
     iou_ptr,
     offsets_ptr,
     terms_ptr,
     carried_ptr,
     updates_ptr,
-    num_positives,
-    half_inverse_delta,
+    capacity,
+    num_scopes,
+    num_scope_steps,
+    half_inverse_delta: tl.float64,
     TILE: tl.constexpr,
     HARD: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """The sorting update: errors move from the positives that have them to the positives that cause them."""
-    tile, scope = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
-    i = first + tile * TILE + tl.arange(0, TILE)
-    if first + tile * TILE < last:
-        p = tl.load(scores_ptr + i, mask=i < last, other=0)
-        t = tl.load(iou_ptr + i, mask=i < last, other=0).to(COMPUTE)
-        received = tl.zeros([TILE, TILE], COMPUTE)
-        for start in range(first, last, TILE):
-            k = start + tl.arange(0, TILE)
-            p_k = tl.load(scores_ptr + k, mask=k < last, other=float("inf"))
-            t_k = tl.load(iou_ptr + k, mask=k < last, other=0).to(COMPUTE)
-            carried = tl.load(carried_ptr + k, mask=k < last, other=0)
-            h = step(p[:, None] - p_k[None, :], half_inverse_delta, HARD)
-            received += tl.where(t[:, None] < t_k[None, :], h * carried[None, :], 0)
-        carried = tl.load(carried_ptr + i, mask=i < last, other=0)
-        sorting = tl.load(terms_ptr + num_positives + i, mask=i < last, other=0)
-        update = tl.sum(received, 1) - tl.where(carried == 0, 0, sorting)
-        tl.store(updates_ptr + num_positives + i, update, mask=i < last)
+    half_inverse_delta = number(half_inverse_delta, COMPUTE)
+    i, there, first, last = load_tile(offsets_ptr, num_scopes, num_scope_steps, TILE)
+    p = tl.load(sorted_ptr + i, mask=there, other=0)
+    t = tl.load(iou_ptr + i, mask=there, other=0).to(COMPUTE)
+    received = tl.zeros([TILE, TILE], COMPUTE)
+    for start in range(tl.min(first), tl.max(last), TILE):
+        k = start + tl.arange(0, TILE)
+        in_scope = (k[None, :] >= first[:, None]) & (k[None, :] < last[:, None])
+        p_k = tl.load(sorted_ptr + k, mask=k < capacity, other=0)
+        t_k = tl.load(iou_ptr + k, mask=k < capacity, other=0).to(COMPUTE)
+        carried = tl.load(carried_ptr + k, mask=k < capacity, other=0)
+        h = step(p[:, None] - p_k[None, :], half_inverse_delta, HARD)
+        received += tl.where(in_scope & (t[:, None] < t_k[None, :]), h * carried[None, :], 0)
+    carried = tl.load(carried_ptr + i, mask=there, other=0)
+    sorting = tl.load(terms_ptr + capacity + i, mask=there, other=0)
+    update = tl.sum(received, 1) - tl.where(carried == 0, 0, sorting)
+    tl.store(updates_ptr + capacity + i, update, mask=there)
 
 
 def forward(
@@ -134,52 +138,51 @@ def forward(
     per_image: bool,
     max_positives: int | None,
     group: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(ranking, sorting, positions, scores, weights, updates [2, P], offsets)."""
+) -> tuple[Tensor, ...]:
+    """(ranking, sorting, fields of ranking.State)."""
     scopes = scopes_of(logits, targets, per_image)
     positives = find_positives(scopes, max_positives)
-    if iou is None:
+    if logits.numel() == 0:
+        iou = positives.scores  # of none; a bound on their number leaves room
+    elif iou is None:
         iou = targets.reshape(-1)[positives.positions]
     elif max_positives is None or is_per_anchor(iou, logits):
         iou = values_at_positives(iou, logits, positives.positions, "iou")
     else:
         iou = pad_to_bound(iou, max_positives)
     ranks = join_ranks(group, "rank_sort_loss", {"delta": delta, "eps": eps}, logits, iou.numel(), per_image)
-    positives = gather_positives(positives, ranks)
-    positions, scores, offsets = positives
-    iou = ranks.gather_values(iou)
-    above = ranks.total_count(count(scopes, positives, delta))
-    weights, updates = empty_state(above, 2, max_positives)
-    carried, terms = torch.empty_like(above), torch.empty_like(updates)
-    grid = (triton.cdiv(scores.numel(), TILE), scopes.num_scopes)
-    constants = {"TILE": TILE, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
-    if scores.numel() > 0:
+    positives, order, _ = sort(gather_positives(positives, ranks), delta)
+    kinks = make_kinks(positives, delta)
+    iou = ranks.gather_values(iou)[order]
+    above = ranks.total_count(count(scopes, positives, kinks, delta))
+    weights, carried = torch.empty_like(above), torch.empty_like(above)
+    updates, terms = above.new_empty(2, above.numel()), above.new_empty(2, above.numel())
+    if above.numel() > 0:
+        grid = (triton.cdiv(above.numel(), TILE),)
+        sizes = {
+            "capacity": above.numel(),
+            "num_scopes": scopes.num_scopes,
+            "num_scope_steps": scope_steps(positives.offsets),
+            "half_inverse_delta": half_inverse(delta),
+            "TILE": TILE,
+            "HARD": delta == 0,
+            "COMPUTE": TRITON_DTYPE[above.dtype],
+        }
         _error_kernel[grid](
-            scores,
+            positives.scores,
             iou,
-            offsets,
+            positives.offsets,
+            positives.num_ranked,
             above,
             weights,
             updates,
             terms,
             carried,
-            num_positives=scores.numel(),
-            num_scopes=scopes.num_scopes,
             eps=eps,
-            half_inverse_delta=half_inverse(delta),
-            SCOPES=triton.next_power_of_2(scopes.num_scopes),
-            **constants,
+            **sizes,
         )
-        _sorting_update_kernel[grid](
-            scores,
-            iou,
-            offsets,
-            terms,
-            carried,
-            updates,
-            num_positives=scores.numel(),
-            half_inverse_delta=half_inverse(delta),
-            **constants,
-        )
-    ranking, sorting = ranks.mean_over_scopes(sum_terms(terms, offsets), [weights, updates], offsets)
-    return ranking, sorting, positions, scores, weights, updates, offsets
+        _sorting_update_kernel[grid](positives.scores, iou, positives.offsets, terms, carried, updates, **sizes)
+    losses = finish(positives, kinks, weights, terms, delta)
+    losses = ranks.mean_over_scopes(losses, [weights, updates, kinks.lines[1:]], positives.offsets)
+    positions, scores, offsets, _ = positives
+    return *losses, positions, scores, weights, updates, offsets, kinks.lines, kinks.cells

@@ -9,7 +9,13 @@ import triton.language as tl
 
 @triton.jit
 def step(x, half_inverse_delta, HARD: tl.constexpr):
-    """H(x), with half_inverse_delta = 1 / (2 delta); HARD for delta = 0."""
+    """H(x), with half_inverse_delta = 1 / (2 delta); HARD for delta = 0. NaN stays."""
+    return tl.where(x == x, saturating_step(x, half_inverse_delta, HARD), x)
+
+
+@triton.jit
+def saturating_step(x, half_inverse_delta, HARD: tl.constexpr):
+    """H(x) in two instructions, where NaN is looked after elsewhere: compiled, a saturating operation makes it 0."""
     if HARD:
         return (x >= 0).to(x.dtype)
     return tl.clamp(x * half_inverse_delta + 0.5, 0.0, 1.0)
