@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, smooth_l1_loss
 
 from . import add_up
-from .focal import focal
+from .focal import focal, focal_of_negatives
 
 EPS = 1e-6
 
@@ -29,7 +29,7 @@ def iou_balanced_focal_loss(
     avg_factor: float | Tensor,
 ) -> Tensor:
     """Loss of the logits [P], whose IoU are `iou` [P], and [N]."""
-    of_positives, of_negatives = alpha * focal(positives, gamma), (1 - alpha) * focal(-negatives, gamma)
+    of_positives, of_negatives = alpha * focal(positives, gamma), (1 - alpha) * focal_of_negatives(negatives, gamma)
     return balance(sum_terms(of_negatives, of_positives, iou_weights(iou, eta)), avg_factor)
 
 

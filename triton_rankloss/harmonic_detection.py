@@ -22,11 +22,11 @@ from .checks import (
 )
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .harmonic import localization_losses
-from .iou_balanced import focal_gradient
+from .iou_balanced import focal_gradient, sum_of_negatives
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
-from .reference import add_up, harmonic as reference
-from .targets import as_anchors, certain_negatives, in_blocks, positive_positions, select, softmax_classes
+from .reference import harmonic as reference
+from .targets import as_anchors, positive_positions, select, softmax_classes
 from .task_contrastive import task_contrastive_losses
 
 
@@ -294,8 +294,7 @@ def _detection_loss(
         c_negatives = terms[softmax_classes(logits, targets, background)[0]]
         c = terms.view(-1)[positions // logits.shape[-1]]
     else:
-        of_blocks = [add_up(reference.focal(-certain_negatives(*block), gamma)) for block in in_blocks(logits, targets)]
-        c_negatives = negative_weight * torch.stack(of_blocks)
+        c_negatives = negative_weight * sum_of_negatives(logits, targets, gamma)
         c = positive_weight * reference.focal(select(logits, positions), gamma).to(dtype)
     localization = localization.to(dtype)
     if avg_tensor is not None:

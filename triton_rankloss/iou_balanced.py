@@ -19,7 +19,7 @@ from .checks import (
 from .dtypes import accumulation_dtype, result_dtype
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .reference.focal import focal
+from .reference.focal import focal, focal_of_negatives
 from .targets import (
     are_labels,
     as_anchors,
@@ -215,8 +215,7 @@ def _focal_loss(
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
-    of_blocks = [reference.add_up(focal(-certain_negatives(*block), gamma)) for block in in_blocks(logits, targets)]
-    of_negatives = negative_weight * torch.stack(of_blocks)
+    of_negatives = negative_weight * sum_of_negatives(logits, targets, gamma)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
     loss, scale = balance(sums, positions.numel(), avg_number, avg_tensor, group)
     return loss.to(result_dtype(logits)), torch.stack([negative_weight * scale[0], positive_weight * scale[1]])
@@ -247,13 +246,23 @@ def _focal_loss_backward(
     return focal_gradient(logits, targets, positions, of_negatives, of_positives * weights, gamma)
 
 
+def sum_of_negatives(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """sum_j focal(-x_j)."""
+    of_blocks = [
+        focal_of_negatives(certain_negatives(*block), gamma).sum(dtype=accumulation_dtype(logits))
+        for block in in_blocks(logits, targets)
+    ]
+    return torch.stack(of_blocks).sum()
+
+
 def focal_gradient(
     logits: Tensor, targets: Tensor, positions: Tensor, of_negatives: Tensor, of_positives: Tensor, gamma: float
 ) -> Tensor:
     """Gradient of the logits, from that of each negative's focal(-x), [], and of each positive's focal(x), [P]."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for (grad_block, _), block in zip(in_blocks(gradient, targets), in_blocks(logits, targets), strict=True):
-        (slopes,) = dispatch.gradients(lambda x: focal(-x, gamma).sum(), [certain_negatives(*block)], of_negatives)
+        negatives = certain_negatives(*block)
+        (slopes,) = dispatch.gradients(lambda x: focal_of_negatives(x, gamma).sum(), [negatives], of_negatives)
         grad_block.copy_(slopes)
     (slopes,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], of_positives)
     gradient.view(-1).scatter_(0, positions, slopes.to(gradient.dtype))

@@ -1,6 +1,5 @@
 """IoU-balanced softmax cross-entropy."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from .checks import (
 from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .targets import as_anchors, scatter_to_positives, softmax_classes, softmax_rows
+from .targets import as_anchors, in_blocks, scatter_to_positives, softmax_classes, softmax_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -173,16 +172,23 @@ def _cross_entropy_loss_backward(
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(x)_label [...] of samples [..., K]; those of ignored samples mean nothing."""
-    rows, channels = softmax_rows(logits, labels)
-    return cross_entropy(rows, channels, reduction="none").view(labels.shape)
+    of_blocks = [cross_entropy(*softmax_rows(*block), reduction="none") for block in in_blocks(logits, labels)]
+    return torch.cat(of_blocks).view(labels.shape)
 
 
 def cross_entropy_gradient(logits: Tensor, labels: Tensor, upstream: Tensor) -> Tensor:
-    """Gradient of the logits, from that [...] of the cross-entropies, 0 where a sample is ignored."""
-    rows, channels = softmax_rows(logits, labels)
-    formula = partial(cross_entropy, target=channels, reduction="none")
-    (gradient,) = dispatch.gradients(formula, [rows], upstream.reshape(-1))
-    return gradient.to(logits.dtype).view(logits.shape)
+    """Gradient of the logits, from that [...] of the cross-entropies, 0 where a sample is ignored.
+
+    It is upstream (softmax(x)_c - [c = label]); autograd would take a CPU 1.5 times as long for the whole loss.
+    """
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    blocks = in_blocks(gradient, upstream.view(labels.shape)), in_blocks(logits, labels)
+    for (grad_block, factors), block in zip(*blocks, strict=True):
+        rows, channels = softmax_rows(*block)
+        slopes = rows.softmax(1)
+        slopes[torch.arange(len(channels), device=channels.device), channels] -= 1
+        grad_block.copy_(slopes.mul_(factors.unsqueeze(1)))
+    return gradient
 
 
 @dispatch.kernel(_cross_entropy_loss_backward)
