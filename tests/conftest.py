@@ -21,3 +21,12 @@ def interpreted() -> bool:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_scans(interpreted) -> None:
+    """The interpreter goes through a scan of AP Loss entry by entry, padding and all."""
+    if interpreted:
+        from triton_rankloss.kernels.ranking import ap
+
+        ap.BLOCK = 64
