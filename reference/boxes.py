@@ -47,9 +47,10 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> 
 def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """The distance IoU loss + alpha v, with v = (4 / pi^2) (theta_2 - theta_1)^2, alpha = v / (1 - IoU + v + eps)."""
     a, b = corners(boxes1), corners(boxes2)
-    intersection, union = intersection_and_union(a, b)
-    iou_loss = 1 - intersection / (union + eps)
-    v = 4 / math.pi**2 * (angle(b) - angle(a)).square()
+    size1, size2 = size(a), size(b)
+    intersection = intersection_area(a, b)
+    iou_loss = 1 - intersection / (area(size1) + area(size2) - intersection + eps)
+    v = 4 / math.pi**2 * (angle(size2) - angle(size1)).square()
     alpha = (v / (iou_loss + v + eps)).detach()
     return iou_loss + center_distance(a, b, eps) + alpha * v
 
@@ -68,9 +69,13 @@ def corners(boxes: Tensor) -> Corners:
 
 def intersection_and_union(a: Corners, b: Corners) -> tuple[Tensor, Tensor]:
     """Areas of both."""
-    # relu has the derivative 0 at 0: there is none where boxes touch.
-    intersection = area((torch.minimum(a[1], b[1]) - torch.maximum(a[0], b[0])).relu())
+    intersection = intersection_area(a, b)
     return intersection, area(size(a)) + area(size(b)) - intersection
+
+
+def intersection_area(a: Corners, b: Corners) -> Tensor:
+    """I; relu has the derivative 0 at 0: there is none where boxes touch."""
+    return area((torch.minimum(a[1], b[1]) - torch.maximum(a[0], b[0])).relu())
 
 
 def size(box: Corners) -> Tensor:
@@ -104,8 +109,8 @@ def center_distance(a: Corners, b: Corners, eps: float) -> Tensor:
     return offset.square().sum(0) / (enclosing_size(a, b).square().sum(0) + eps)
 
 
-def angle(box: Corners) -> Tensor:
+def angle(size: Tensor) -> Tensor:
     """theta = atan(width / height); a right angle without height, and 0 for a point, which has no derivative."""
-    width, height = size(box)
+    width, height = size
     is_point = width.square() + height.square() == 0
     return torch.atan2(width.masked_fill(is_point, 0), height.masked_fill(is_point, 1))

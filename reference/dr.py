@@ -39,14 +39,11 @@ def hinge(excess: Tensor, L: float, tau: float) -> Tensor:
 
 
 def tilted_sums(p: Tensor, k: float) -> Tensor:
-    """(shift, sum w, sum w p), [3], of p [M]; the shift is the p that weighs most, of no p what could weigh least.
-
-    For k > 0 a p of -inf does not count: it weighs nothing.
-    """
+    """(shift, sum w, sum w p), [3], of p [M]; the shift is the p that weighs most, of no p what could weigh least."""
     if p.numel() == 0:
         return add_up(p).new_tensor([float(k < 0), 0, 0])
     shift = (p.amax() if k > 0 else p.amin()).clamp(min=0).detach()
-    w = (k * (p - shift)).exp()
+    w = (k * (p - shift)).exp()  # for k > 0 a p of -inf weighs nothing
     return torch.stack([add_up(shift), add_up(w), add_up(w * p.clamp(min=0))])
 
 
@@ -66,6 +63,5 @@ def tilted_mean(sums: Tensor, default: float) -> Tensor:
 
 def tilted_slopes(logits: Tensor, k: float, shift: Tensor, mean: Tensor) -> Tensor:
     """w (1 + k (p - pbar)) dp/dx: the derivatives of pbar = `mean` in the logits, times sum w."""
-    p = logits.sigmoid()
-    # 1 - p loses digits where p is near 1; sigmoid(-x) has them.
-    return (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * (-logits).sigmoid()
+    p, rest = logits.sigmoid(), (-logits).sigmoid()  # 1 - p loses digits where p is near 1
+    return (k * (p - shift)).exp() * (1 + k * (p - mean)) * p * rest
