@@ -28,7 +28,7 @@ from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_
 from .count import count
 from .finish import finish
 from .kinks import make_kinks
-from .positives import TILE, load_tile, scope_steps, sort
+from .positives import TILE, empty_state, load_tile, scope_steps, sort
 from .step import half_inverse, step
 
 
@@ -125,11 +125,11 @@ def forward(
         errors = pad_to_bound(localization_errors, max_positives)
     ranks = join_ranks(group, "alrp_loss", {"delta": delta, "eps": eps}, logits, errors.numel(), per_image)
     positives, order, among = sort(gather_positives(positives, ranks), delta)
-    kinks = make_kinks(positives, delta)
+    kinks = make_kinks(positives, delta, max_positives)
     errors = ranks.gather_values(errors)[order]
     above = ranks.total_count(count(scopes, positives, kinks, delta))
-    weights, inverse_rank = torch.empty_like(above), torch.empty_like(above)
-    updates, terms = above.new_empty(1, above.numel()), above.new_empty(2, above.numel())
+    weights, updates = empty_state(above, 1, max_positives)
+    inverse_rank, terms = torch.empty_like(above), above.new_empty(2, above.numel())
     # Errors that no positive is there for get 0.
     allocate = above.new_empty if max_positives is None else above.new_zeros
     grad_errors = allocate(max(num_errors, above.numel()))

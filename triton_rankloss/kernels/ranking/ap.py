@@ -17,7 +17,6 @@ error instead of 1 - prec_i keeps its digits when it is small.
     accumulation         float32 (float64 for float64 logits); the loss and the lines float64
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,7 +27,7 @@ from ..candidates import TRITON_DTYPE, find_positives, gather_positives, scopes_
 from .count import count
 from .finish import BLOCK, WARPS, empty_bends, store_bends, store_lines, sum_scopes
 from .kinks import make_kinks
-from .positives import sort
+from .positives import empty_state, sort
 
 
 @triton.jit
@@ -100,9 +99,9 @@ def forward(
     arguments = {"delta": delta, "interpolate": interpolate}
     ranks = join_ranks(group, "ap_loss", arguments, logits, positives.scores.numel(), per_image)
     positives, _, among = sort(gather_positives(positives, ranks), delta)
-    kinks = make_kinks(positives, delta)
+    kinks = make_kinks(positives, delta, max_positives)
     above = ranks.total_count(count(scopes, positives, kinks, delta))
-    weights, updates = torch.empty_like(above), above.new_empty(1, above.numel())
+    weights, updates = empty_state(above, 1, max_positives)
     losses = above.new_empty(scopes.num_scopes)
     if above.numel() > 0:
         _error_kernel[scopes.num_scopes,](

@@ -154,14 +154,15 @@ def find_bins(n, searched, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, s
     return low
 
 
-def make_kinks(positives: Positives, delta: float) -> Kinks:
-    """Kinks of positives that are in ascending order."""
+def make_kinks(positives: Positives, delta: float, max_positives: int | None) -> Kinks:
+    """Kinks of positives that are in ascending order; 0 behind the last positive of a bound."""
     scores, offsets = positives.scores, positives.offsets
     capacity, device = scores.numel(), scores.device
+    allocate = torch.empty if max_positives is None else torch.zeros
     kinks = Kinks(
-        lines=torch.empty(3, 2 * capacity, dtype=scores.dtype, device=device),
+        lines=allocate(3, 2 * capacity, dtype=scores.dtype, device=device),
         places=torch.empty(2, capacity, dtype=torch.int32, device=device),
-        cells=torch.empty(CELLS * capacity, dtype=torch.int32, device=device),
+        cells=allocate(CELLS * capacity, dtype=torch.int32, device=device),
     )
     if capacity > 0:
         _kinks_kernel[triton.cdiv(capacity, TILE),](

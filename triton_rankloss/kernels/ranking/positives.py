@@ -123,6 +123,13 @@ def sort(positives: Positives, delta: float) -> tuple[Positives, Tensor, Tensor]
     return in_order, order, among
 
 
+def empty_state(above: Tensor, num_updates: int, max_positives: int | None) -> tuple[Tensor, Tensor]:
+    """(weights [P], updates [K, P]) for kernels to write; behind the last positive of a bound they are 0."""
+    allocate = torch.empty if max_positives is None else torch.zeros
+    weights = allocate(above.shape, dtype=above.dtype, device=above.device)
+    return weights, allocate((num_updates, above.numel()), dtype=above.dtype, device=above.device)
+
+
 def scope_steps(offsets: Tensor) -> int:
     """How many steps `find_scopes` takes."""
     return (offsets.numel() - 2).bit_length()

@@ -31,7 +31,7 @@ from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_
 from .count import count
 from .finish import finish
 from .kinks import make_kinks
-from .positives import TILE, load_tile, scope_steps, sort
+from .positives import TILE, empty_state, load_tile, scope_steps, sort
 from .step import half_inverse, step
 
 
@@ -152,11 +152,11 @@ def forward(
         iou = pad_to_bound(iou, max_positives)
     ranks = join_ranks(group, "rank_sort_loss", {"delta": delta, "eps": eps}, logits, iou.numel(), per_image)
     positives, order, _ = sort(gather_positives(positives, ranks), delta)
-    kinks = make_kinks(positives, delta)
+    kinks = make_kinks(positives, delta, max_positives)
     iou = ranks.gather_values(iou)[order]
     above = ranks.total_count(count(scopes, positives, kinks, delta))
-    weights, carried = torch.empty_like(above), torch.empty_like(above)
-    updates, terms = above.new_empty(2, above.numel()), above.new_empty(2, above.numel())
+    weights, updates = empty_state(above, 2, max_positives)
+    carried, terms = torch.empty_like(above), above.new_empty(2, above.numel())
     if above.numel() > 0:
         grid = (triton.cdiv(above.numel(), TILE),)
         sizes = {
