@@ -1,10 +1,11 @@
 """Count, b_i = sum_j H(n_j - p_i), in the cheaper of two forms: bins.py or pairs.py.
 
-Machine instructions of a warp for 256 logits, counted on sm_90 (not yet measured on a GPU):
-    bins     340, and where scores are spread over the kinks 620, with an atomic addition for each relevant negative
+Instructions of a warp for 256 logits, counted in the code compiled for sm_90 (not yet measured on a GPU):
+    bins     260; where scores are spread over the kinks 530 to 760, with an atomic addition for each relevant negative
     pairs    525, and 16 |P| for as many negatives that are spread over the kinks
-By these, pairs are ahead for a handful of positives that no two negatives share a bin of. The atomic additions are what
-no count can price: should a GPU be slow at them, MAX_POSITIVES_OF_PAIRS is the one number to change.
+By these, bins are far ahead where negatives share a bin, and pairs ahead by little for few positives where none do. The
+atomic additions are what no count can price: should a GPU be slow at them, MAX_POSITIVES_OF_PAIRS is the one number to
+change.
 """
 
 import torch
