@@ -59,6 +59,15 @@ def test_sorted_is_dense(kind, delta):
 
 
 @of_the_reference
+@pytest.mark.parametrize("num_positives", [1, 3])
+def test_one_kink(num_positives):
+    positives, negatives = torch.zeros(num_positives).double(), torch.arange(-20, 21).double()
+    assert_close(sorted_engine.count(negatives, positives, 0.0), torch.full_like(positives, 21))
+    expected = num_positives * (negatives >= 0).double()
+    assert_close(sorted_engine.transport(negatives, positives, torch.ones_like(positives), 0.0), expected)
+
+
+@of_the_reference
 def test_count_keeps_its_digits_when_scores_are_far_from_the_kinks():
     # One negative at the positive itself counts 1/2, whatever lies a million deltas away on either side.
     positives = torch.tensor([0.0, -1e6, 1e6], dtype=torch.float64)
