@@ -73,8 +73,7 @@ def _look_up(candidates: Tensor, kinks: Tensor) -> Tensor:
     In a third of the time of a binary search, which is what is left where kinks are not spread.
     """
     num_cells = 8 * kinks.numel()
-    width = kinks[-1] - kinks[0]
-    scale = torch.where(width > 0, (num_cells - 1) / width, 0)
+    scale = ((num_cells - 1) / (kinks[-1] - kinks[0])).nan_to_num(posinf=0)  # 0: all kinks in one place
     in_cell = torch.bincount(((kinks - kinks[0]) * scale).int(), minlength=num_cells)
     most = int(in_cell.max())
     if most > 8 or num_cells > candidates.numel():
