@@ -100,18 +100,29 @@ def load_targets(
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
 ):
-    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, negative, positive)."""
+    """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, negative, positive).
+
+    Where all anchors of the block are background, as nearly everywhere, labels are looked at once an anchor.
+    """
     lanes = tl.arange(0, BLOCK)
     in_scope = start + lanes < num_candidates
     positions = scope * num_candidates + start + lanes
     if LABELS:
+        is_negative, is_positive = in_scope, in_scope & False
         # The 64-bit division is done once for the block; lanes divide small numbers by a constant.
         first_anchor = start // NUM_CLASSES
-        channels = (start - first_anchor * NUM_CLASSES).to(tl.int32) + lanes
-        anchors = scope * (num_candidates // NUM_CLASSES) + first_anchor + channels // NUM_CLASSES
-        labels = tl.load(targets_ptr + anchors, mask=in_scope, other=0)
-        is_positive = (labels == channels % NUM_CLASSES) & in_scope
-        is_negative = (labels >= 0) & (labels != channels % NUM_CLASSES) & in_scope
+        targets_ptr += scope * (num_candidates // NUM_CLASSES) + first_anchor
+        NUM_ANCHORS: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + 2)
+        anchors = tl.arange(0, NUM_ANCHORS)
+        begin = (first_anchor + anchors) * NUM_CLASSES
+        in_block = (begin < start + BLOCK) & (begin < num_candidates)
+        of_anchors = tl.load(targets_ptr + anchors, mask=in_block, other=0)
+        not_background = in_block & (of_anchors < NUM_CLASSES)
+        if tl.max(tl.where(not_background, anchors, -1)) >= 0:
+            channels = (start - first_anchor * NUM_CLASSES).to(tl.int32) + lanes
+            labels = tl.load(targets_ptr + channels // NUM_CLASSES, mask=in_scope, other=0)
+            is_positive = (labels == channels % NUM_CLASSES) & in_scope
+            is_negative = (labels >= 0) & (labels != channels % NUM_CLASSES) & in_scope
     else:
         targets = tl.load(targets_ptr + positions, mask=in_scope, other=0)
         is_positive = (targets > 0) & in_scope
@@ -137,46 +148,6 @@ def load_candidates(
     )
     scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
     return positions, in_scope, scores, is_negative, is_positive
-
-
-@triton.jit
-def load_plainly(
-    logits_ptr,
-    targets_ptr,
-    scope,
-    start,
-    num_candidates,
-    BLOCK: tl.constexpr,
-    NUM_CLASSES: tl.constexpr,
-    LABELS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """As `load_candidates`; where all anchors are background, as nearly everywhere, each label is looked at once."""
-    lanes = tl.arange(0, BLOCK)
-    in_scope = start + lanes < num_candidates
-    positions = scope * num_candidates + start + lanes
-    scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
-    if LABELS:
-        negative, positive = in_scope, in_scope & False
-        if _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES):
-            _, _, negative, positive = load_targets(
-                targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
-            )
-    else:
-        _, _, negative, positive = load_targets(targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
-    return positions, in_scope, scores, negative, positive
-
-
-@triton.jit
-def _any_not_background(targets_ptr, scope, start, num_candidates, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr):
-    """Whether an anchor of the block has a positive or is ignored."""
-    NUM_ANCHORS: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + 2)
-    anchors = start // NUM_CLASSES + tl.arange(0, NUM_ANCHORS)
-    in_block = (anchors * NUM_CLASSES < start + BLOCK) & (anchors * NUM_CLASSES < num_candidates)
-    anchors += scope * (num_candidates // NUM_CLASSES)
-    labels = tl.load(targets_ptr + anchors, mask=in_block, other=0)
-    special = in_block & ((labels < 0) | (labels < NUM_CLASSES))
-    return tl.max(tl.where(special, tl.arange(0, NUM_ANCHORS), -1)) >= 0
 
 
 @triton.jit

@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_plainly
+from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
 from .kinks import CELLS, Kinks, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -97,7 +97,7 @@ def _bins_kernel(
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
             start = tl.cast(block, tl.int64) * BLOCK
-            _, _, n, negative, _ = load_plainly(
+            _, _, n, negative, _ = load_candidates(
                 logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
             )
             in_middle = negative & (n >= middle_begin) & (n < middle_end)

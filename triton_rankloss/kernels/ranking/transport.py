@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, load_plainly, scopes_of
+from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
 from .kinks import CELLS, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -81,7 +81,7 @@ def _transport_kernel(
     lowest_relevant = tl.where(last_p == last_p, lowest, float("-inf"))
     for block in range(BLOCKS_AT_ONCE):
         start = (program.to(tl.int64) * BLOCKS_AT_ONCE + block) * BLOCK
-        positions, in_range, n, negative, positive = load_plainly(
+        positions, in_range, n, negative, positive = load_candidates(
             logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
         relevant = (negative | positive) & ((n < lowest_relevant) == 0) & there
