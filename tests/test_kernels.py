@@ -5,7 +5,9 @@ entry that no program owns shows. Without Triton's interpreter these would only 
 """
 
 import os
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +83,25 @@ def test_low_precision(form, kind, dtype, monkeypatch):
     (expected,), (expected_gradient,) = oracle("ap", logits, labels, logits[:0])
     assert_close(loss, expected)
     assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("form", ["bins", "pairs"])
+def test_benchmarks_reach_both_forms(form, monkeypatch):
+    sys.path.append(str(Path(__file__).parents[1]))
+    from bench.peers.registry import FORMS, of_form
+
+    count = import_module("triton_rankloss.kernels.ranking.count")
+    called = []
+    for name in ("bins", "pairs"):
+        module = getattr(count, name)
+        monkeypatch.setattr(
+            module, "count", lambda *_, name=name, real=module.count: (called.append(name), real(*_))[1]
+        )
+    logits, labels = batch("random", 1, 37, 3, 11)
+    loss = of_form("ap", FORMS[f"ours-{form}"])(logits.requires_grad_(), {"targets": labels})
+    assert called == [form]
+    (expected,), _ = oracle("ap", logits.detach(), labels, logits[:0].detach())
+    assert_close(loss.detach(), expected)
 
 
 def test_results_do_not_depend_on_what_the_buffers_held():

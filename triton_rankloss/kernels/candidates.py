@@ -30,6 +30,7 @@ from ..distributed import Ranks
 from ..dtypes import result_dtype
 from ..targets import are_labels
 from .arithmetic import bounded
+from .grid import cdiv
 
 LARGEST_SCORE = tl.constexpr(2.0**40)  # as in the reference
 TARGETS_BLOCK = 1024  # targets per program; not tuned: the lists are a small part of what the other kernels read
@@ -244,7 +245,7 @@ def find_positives(scopes: Scopes, max_positives: int | None) -> Positives:
         scores = logits.new_zeros(max_positives or 0, dtype=dtype)
         offsets = torch.zeros(num_scopes + 2, dtype=torch.long, device=device)
         return Positives(scores.long(), scores, offsets[:-1], offsets[-1:])
-    blocks_in_scope = triton.cdiv(scopes.num_targets, TARGETS_BLOCK)
+    blocks_in_scope = cdiv(scopes.num_targets, TARGETS_BLOCK)
     grid = (blocks_in_scope * num_scopes,)
     constants = {
         "num_targets": scopes.num_targets,

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..grid import cdiv
 from .kinks import CELLS, Kinks, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -257,17 +258,18 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
     fraction_bits = min(45, 61 - scopes.num_candidates.bit_length()) if is_double else 28
     # Differences below the smallest unit matter to no delta that one can tell from 0 in float32.
     unit = 2.0 ** max(math.ceil(math.log2(2 * delta)), -98) if delta > 0 else 1.0
-    num_blocks = triton.cdiv(scopes.num_candidates, BLOCK)
+    num_blocks = cdiv(scopes.num_candidates, BLOCK)
     blocks_at_once = max(1, min(MAX_BLOCKS, num_blocks * scopes.num_scopes // MIN_PROGRAMS))
-    programs_in_scope = triton.cdiv(num_blocks, blocks_at_once)
+    programs_in_scope = cdiv(num_blocks, blocks_at_once)
     programs_in_copy = MAX_IN_COPY // (BLOCK * blocks_at_once)
-    num_copies = triton.cdiv(programs_in_scope, programs_in_copy)
+    num_copies = cdiv(programs_in_scope, programs_in_copy)
     num_bins = 2 * scores.numel() + scopes.num_scopes
     copy_stride = num_bins * (2 if is_double else 1)
     sums = torch.zeros(num_copies * copy_stride + scopes.num_scopes, dtype=torch.int64, device=scores.device)
     copies, nans = sums[: num_copies * copy_stride], sums[num_copies * copy_stride :]
-    numbers, areas = torch.empty(2, 2 * scores.numel(), dtype=torch.int64, device=scores.device)
     totals = torch.empty(2 * num_bins, dtype=torch.int64, device=scores.device)
+    numbers = torch.empty(2 * scores.numel(), dtype=torch.int64, device=scores.device)
+    areas = torch.empty_like(numbers)
     above = torch.empty_like(scores)
     constants = {"HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     in_units = {"per_unit": 2.0**fraction_bits / unit, "clip": CLIP * 2.0**fraction_bits}
@@ -292,7 +294,7 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         **in_units,
         **constants,
     )
-    _sum_kernel[triton.cdiv(num_bins, SUM_BLOCK),](
+    _sum_kernel[cdiv(num_bins, SUM_BLOCK),](
         copies,
         totals,
         num_bins=num_bins,

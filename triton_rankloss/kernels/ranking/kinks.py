@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, Positives
+from ..grid import cdiv
 from .positives import load_tile, scope_steps
 
 TILE = 32
@@ -165,7 +166,7 @@ def make_kinks(positives: Positives, delta: float, max_positives: int | None) ->
         cells=allocate(CELLS * capacity, dtype=torch.int32, device=device),
     )
     if capacity > 0:
-        _kinks_kernel[triton.cdiv(capacity, TILE),](
+        _kinks_kernel[cdiv(capacity, TILE),](
             scores,
             offsets,
             *kinks,

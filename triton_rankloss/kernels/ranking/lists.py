@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..grid import cdiv
 
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
 MAX_LISTS = 1024  # programs that read the logits: several for each multiprocessor of today's GPUs
@@ -110,9 +111,9 @@ def _list_kernel(
 
 def list_mixed(scopes: Scopes, positives: Positives, delta: float) -> Lists:
     """Lists and lines of all scopes, in one pass over the logits; positives in ascending order."""
-    num_blocks = triton.cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
-    blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
-    num_lists = triton.cdiv(num_blocks, blocks_per_list)
+    num_blocks = cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
+    blocks_per_list = cdiv(num_blocks, MAX_LISTS)
+    num_lists = cdiv(num_blocks, blocks_per_list)
     capacity = blocks_per_list * CANDIDATES_BLOCK
     total, device, dtype = scopes.num_scopes * num_lists, scopes.logits.device, positives.scores.dtype
     lists = Lists(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
+from ..grid import cdiv
 from .kinks import CELLS, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -144,7 +145,7 @@ def backward(
         return gradient.zero_()
     scopes = scopes_of(logits, targets, per_image=offsets.numel() > 2)
     compute = TRITON_DTYPE[scores.dtype]
-    programs_in_scope = triton.cdiv(scopes.num_candidates, BLOCK * BLOCKS_AT_ONCE)
+    programs_in_scope = cdiv(scopes.num_candidates, BLOCK * BLOCKS_AT_ONCE)
     _transport_kernel[programs_in_scope * scopes.num_scopes,](
         scopes.logits,
         scopes.targets,
@@ -167,7 +168,7 @@ def backward(
         COMPUTE=compute,
         num_warps=1,
     )
-    _positives_kernel[triton.cdiv(capacity, TILE),](
+    _positives_kernel[cdiv(capacity, TILE),](
         offsets,
         positions,
         updates,
