@@ -24,7 +24,7 @@ from ..arithmetic import number
 from ..candidates import Positives
 from .kinks import Kinks
 
-BLOCK, WARPS = 2048, 8  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
+BLOCK, WARPS = 2048, 16  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
 
 
 @triton.jit
