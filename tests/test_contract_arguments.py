@@ -57,8 +57,17 @@ def wrong_options(loss):
     choices = {"reduction": "max", "classification": "hinge", "activation": "relu"}
     for name in choices.keys() & set(loss.parameters):
         yield name, choices[name], ValueError, f"{name} must be one of '.*'; got '{choices[name]}'"
-    if "detach_factors" in loss.parameters:
-        yield "detach_factors", 1, TypeError, "detach_factors must be a bool; got int"
+        yield name, None, ValueError, f"{name} must be one of '.*'; got None"
+    for name in {"detach_factors", "interpolate", "per_image"} & set(loss.parameters):
+        yield name, 1, TypeError, f"{name} must be a bool; got int"
+        yield name, None, TypeError, f"{name} must be a bool; got NoneType"
+        yield name, "no", TypeError, f"{name} must be a bool; got str"
+    if "max_positives" in loss.parameters:
+        yield "max_positives", 0, ValueError, "max_positives must be >= 1; got 0"
+        yield "max_positives", 2.5, TypeError, "max_positives must be an int or None; got float"
+        yield "max_positives", True, TypeError, "max_positives must be an int or None; got bool"
+    if "group" in loss.parameters:
+        yield "group", "gloo", TypeError, "group must be a .* process group or None; got str"
     if "background" in loss.parameters:
         yield "background", 1.0, TypeError, "background must be an integer; got float"
         yield "background", None, TypeError, "background must be an integer; got NoneType"
@@ -68,13 +77,6 @@ def wrong_for_a_call(loss):
     if loss.is_softmax:
         yield "background", 4, ValueError, "background must be a channel, -4 to 3; got 4"
         yield "background", -5, ValueError, "background must be a channel, -4 to 3; got -5"
-    if "per_image" in loss.parameters:
-        yield "per_image", 1, TypeError, "per_image must be a bool; got int"
-    if "max_positives" in loss.parameters:
-        yield "max_positives", 0, ValueError, "max_positives must be >= 1; got 0"
-        yield "max_positives", 2.5, TypeError, "max_positives must be an int or None; got float"
-    if "group" in loss.parameters:
-        yield "group", "gloo", TypeError, "group must be a .* process group or None; got str"
     if "avg_factor" in loss.parameters:
         yield "avg_factor", 0, ValueError, "avg_factor must be > 0 and finite; got 0"
         yield "avg_factor", -1, ValueError, "avg_factor must be > 0 and finite; got -1"

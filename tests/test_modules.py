@@ -131,3 +131,5 @@ def test_bad_arguments(batch):
         rankloss.RankSortLoss()(*batch, pred_boxes=PRED)
     with pytest.raises(ValueError, match="tau must be >= 0 and < 1 and finite; got 1"):
         rankloss.ALRPLoss(tau=1)
+    with pytest.raises(TypeError, match="steps_per_epoch must be an int or None; got float"):
+        rankloss.ALRPLoss(steps_per_epoch=1.5)

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from . import dispatch, ranking
 from .boxes import generalized_box_iou_loss
-from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
+from .checks import (
+    check_logits_and_targets,
+    check_number,
+    check_per_positive,
+    check_positive_int,
+    check_ranking,
+    group_name,
+)
 from .distributed import join_ranks
 from .dtypes import result_dtype
 from .module import LossModule
@@ -80,11 +87,9 @@ def alrp_loss(
     Source: Oksuz et al., NeurIPS 2020, arXiv 2009.13592, equations 7 to 11 and algorithm 1. Of positives with equal
     scores each counts the errors of all; the published code takes them in the order in which its sort left them.
     """
+    check_ranking(delta, per_image, group, max_positives, eps)
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_per_positive("localization_errors", localization_errors, logits)
-    check_number("delta", delta, 0)
-    check_number("eps", eps, 0)
-    check_max_positives(max_positives)
     bound = max_positives if group is None else None
     losses = _alrp_loss(logits, targets, localization_errors, delta, eps, per_image, bound, group_name(group))
     return ALRPLosses(*losses[:2])
@@ -123,12 +128,10 @@ class ALRPLoss(LossModule):
         group: "ProcessGroup | None" = None,
         max_positives: int | None = None,
     ) -> None:
-        check_number("delta", delta, 0)
-        check_number("eps", eps, 0)
+        check_ranking(delta, per_image, group, max_positives, eps)
         check_number("tau", tau, 0, 1, high_open=True)
         check_number("initial_weight", initial_weight, 0)
-        if steps_per_epoch is not None:
-            check_number("steps_per_epoch", steps_per_epoch, 1)
+        check_positive_int("steps_per_epoch", steps_per_epoch)
         super().__init__(
             delta=delta,
             eps=eps,

@@ -70,8 +70,8 @@ def dr_loss(
     Source: Qian et al., CVPR 2020, arXiv 1907.10156. Values are those of the published code, which makes one-hot
     tensors of the size of the logits and has no per-image form.
     """
-    check_logits_and_targets(logits, targets, per_image=per_image)
     _check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
+    check_logits_and_targets(logits, targets, per_image=per_image)
     logits, targets = as_anchors(logits, targets)
     return _dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group_name(group))[0]
 
@@ -92,6 +92,7 @@ class DRLoss(LossModule):
     ) -> None:
         parameters = {"margin": margin, "pos_lambda": pos_lambda, "neg_lambda": neg_lambda, "L": L, "tau": tau}
         _check_parameters(**parameters, per_image=per_image)
+        group_name(group)
         super().__init__(**parameters, per_image=per_image, group=group)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

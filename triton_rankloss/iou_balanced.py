@@ -133,6 +133,7 @@ class IoUBalancedFocalLoss(LossModule):
         self, *, eta: float = 1.5, alpha: float = 0.25, gamma: float = 2.0, group: "ProcessGroup | None" = None
     ) -> None:
         _check_parameters(eta, alpha, gamma)
+        group_name(group)
         super().__init__(eta=eta, alpha=alpha, gamma=gamma, group=group)
 
     def forward(
@@ -155,6 +156,7 @@ class IoUBalancedBCELoss(LossModule):
 
     def __init__(self, *, eta: float = 1.5, group: "ProcessGroup | None" = None) -> None:
         check_number("eta", eta, 0)
+        group_name(group)
         super().__init__(eta=eta, group=group)
 
     def forward(

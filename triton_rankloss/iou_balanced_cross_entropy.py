@@ -100,6 +100,7 @@ class IoUBalancedCrossEntropyLoss(LossModule):
 
     def __init__(self, *, eta: float = 1.5, background: int = -1, group: "ProcessGroup | None" = None) -> None:
         _check_parameters(eta, background)
+        group_name(group)
         super().__init__(eta=eta, background=background, group=group)
 
     def forward(

@@ -96,6 +96,7 @@ class IoUBalancedSmoothL1Loss(LossModule):
         group: "ProcessGroup | None" = None,
     ) -> None:
         _check_parameters(lambda_, beta, loss_weight)
+        group_name(group)
         super().__init__(lambda_=lambda_, beta=beta, loss_weight=loss_weight, group=group)
 
     def forward(

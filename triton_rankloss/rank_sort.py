@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, ranking
 from .boxes import box_iou_loss, generalized_box_iou_loss
-from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
+from .checks import check_logits_and_targets, check_per_positive, check_ranking, group_name
 from .distributed import join_ranks
 from .module import LossModule
 from .reference import rank_sort as reference, sorted as sorted_engine
@@ -78,6 +78,7 @@ def rank_sort_loss(
     Source: Oksuz et al., ICCV 2021, arXiv 2107.11669, equations 6 to 12. Upstream gradients of the two parts are
     honoured separately; the published code ignores that of the second.
     """
+    check_ranking(delta, per_image, group, max_positives, eps)
     check_logits_and_targets(logits, targets, per_image=per_image)
     if iou is not None:
         check_per_positive("iou", iou, logits, per_anchor=True)
@@ -86,9 +87,6 @@ def rank_sort_loss(
             "iou must be given unless targets are dense and floating-point, with the IoU of the positives; got targets "
             f"of shape {tuple(targets.shape)} and {targets.dtype}"
         )
-    check_number("delta", delta, 0)
-    check_number("eps", eps, 0)
-    check_max_positives(max_positives)
     bound = max_positives if group is None else None
     losses = _rank_sort_loss(logits, targets, iou, delta, eps, per_image, bound, group_name(group))
     return RankSortLosses(*losses[:2])
@@ -123,8 +121,7 @@ class RankSortLoss(LossModule):
         group: "ProcessGroup | None" = None,
         max_positives: int | None = None,
     ) -> None:
-        check_number("delta", delta, 0)
-        check_number("eps", eps, 0)
+        check_ranking(delta, per_image, group, max_positives, eps)
         super().__init__(delta=delta, eps=eps, per_image=per_image, group=group, max_positives=max_positives)
         self.register_buffer("box_weight", torch.ones(()))
 
