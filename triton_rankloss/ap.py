@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, ranking
 from .checks import check_bool, check_logits_and_targets, check_ranking, group_name
-from .distributed import join_ranks
+from .distributed import fail_together, join_ranks
 from .module import LossModule
 from .reference import ap as reference, sorted as sorted_engine
 from .targets import positive_positions
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@fail_together
 def ap_loss(
     logits: Tensor,
     targets: Tensor,
@@ -60,7 +61,9 @@ def ap_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    Infinite logits count as the largest finite ones; a NaN among the candidates makes the loss NaN.
+    Infinite logits count as finite ones of about :math:`10^{12}`, in every dtype, so that they tie with each other. A
+    NaN among the candidates makes the loss NaN; but where nothing is ranked, for want of positives in all or with
+    `per_image` in the image, it changes nothing.
 
     Source: Chen et al., CVPR 2019, arXiv 1904.06373, equations 3 to 8; TPAMI 2020, arXiv 2008.07294. The published
     code loops over positives, is undefined without any and overflows in half precision; values are the same.

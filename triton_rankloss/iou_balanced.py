@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def iou_balanced_focal_loss(
     logits: Tensor,
     targets: Tensor,
@@ -100,6 +101,7 @@ def iou_balanced_focal_loss(
     return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
+@distributed.fail_together
 def iou_balanced_bce_loss(
     logits: Tensor,
     targets: Tensor,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def iou_balanced_cross_entropy_loss(
     logits: Tensor,
     labels: Tensor,
