@@ -161,3 +161,24 @@ def test_no_gradient_reaches_other_arguments(loss, device):
         total_of(loss(**inputs | {name: other})).backward()
         assert leaf.grad.any()
         assert other.grad is None
+
+
+@each()
+def test_meta_tensors_give_shapes(loss):
+    """Without a bound, how many positives there are is data, of which meta tensors have none."""
+    inputs = make_inputs(loss)
+    on_meta = {name: value.to("meta") for name, value in inputs.items()}
+    bound = {"max_positives": 20} if "max_positives" in loss.parameters else {}
+    if loss.function in (rankloss.harmonic_detection_loss, rankloss.task_contrastive_loss):
+        with pytest.raises(RuntimeError, match="data-dependent shape"):
+            loss(**on_meta)
+        return
+    for scope in scopes(loss):
+        for found, expected in zip(
+            chain(*evaluate(loss, on_meta, **bound, **scope)), chain(*evaluate(loss, inputs, **scope))
+        ):
+            assert found.is_meta
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    if bound:
+        with pytest.raises(RuntimeError, match="data-dependent shape"):
+            loss(**on_meta)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from cases import DTYPES, assert_close, assert_equal
-from contract import NUM_CLASSES, each, evaluate, foreground, forms, make_inputs, total_of
+from contract import NUM_CLASSES, each, evaluate, foreground, forms, make_inputs, make_labels, scopes, total_of
+
+import triton_rankloss as rankloss
 
 
 @each(lambda loss: loss.is_scalar)
@@ -27,6 +29,59 @@ def test_nan_in_nan_out(loss, device):
             outputs, gradients = evaluate(loss, inputs | {"logits": poisoned}, **delta)
             assert sum(outputs).isnan()
             assert gradients[0].isnan().any() if loss.error_driven else gradients[0][anchors].isnan().all()
+            assert not gradients[0][inputs[loss.targets] < 0].any()
+
+
+def with_nan(loss, labels, place, device):
+    """Inputs, and the same with a NaN at one of the logits."""
+    inputs = make_inputs(loss, labels=labels, device=device)
+    poisoned = inputs["logits"].clone()
+    poisoned[place] = torch.nan
+    return inputs, inputs | {"logits": poisoned}
+
+
+@each(lambda loss: loss.error_driven)
+def test_nan_changes_nothing_where_nothing_is_ranked(loss, device):
+    labels = make_labels("mixed")
+    labels[1] = NUM_CLASSES
+    inputs, poisoned = with_nan(loss, labels, (1, 2, 0), device)
+    assert_equal(evaluate(loss, poisoned, per_image=True), evaluate(loss, inputs, per_image=True))
+    assert sum(evaluate(loss, poisoned)[0]).isnan()  # ranked with the positives of the other image
+    inputs, poisoned = with_nan(loss, make_labels("no positives"), (1, 2, 0), device)
+    for scope in scopes(loss):
+        assert_equal(evaluate(loss, poisoned, **scope), evaluate(loss, inputs, **scope))
+
+
+@each(lambda loss: loss.error_driven)
+def test_parts_that_a_nan_reaches(loss, device):
+    """Of Rank & Sort, sorting compares positives alone; the ranks of aLRP's localization count negatives too."""
+    labels = make_labels("mixed")
+    for place, is_positive in (((0, 0, 0), True), ((0, 1, 0), False)):
+        inputs, poisoned = with_nan(loss, labels, place, device)
+        parts = evaluate(loss, poisoned)[0]
+        assert parts[0].isnan()
+        if loss.function is rankloss.rank_sort_loss and not is_positive:
+            assert parts[1] == evaluate(loss, inputs)[0][1] > 0
+        else:
+            assert all(part.isnan() for part in parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("delta", [0.0, 1.0, 100.0])
+def test_infinite_logits_of_a_ranking_tie_with_each_other_beyond_all_others(delta, dtype, device):
+    """In every dtype; a positive and a negative, b = H(n - p), AP Loss = b / (1 + b)."""
+    tie = 1.0 if delta == 0 else 0.5
+    largest = 65504.0  # of float16
+    cases = {(torch.inf, torch.inf): tie, (-torch.inf, -torch.inf): tie}
+    for finite in (0.0, largest, -largest):
+        cases |= {(finite, torch.inf): 1.0, (-torch.inf, finite): 1.0}
+        cases |= {(torch.inf, finite): 0.0, (finite, -torch.inf): 0.0}
+    for scores, b in cases.items():
+        logits = torch.tensor(scores, dtype=dtype, device=device, requires_grad=True)
+        loss = rankloss.ap_loss(logits, torch.tensor([1, 0], device=device), delta=delta)
+        loss.backward()
+        assert_close(loss, b / (1 + b))
+        assert_close(logits.grad, torch.tensor([-1.0, 1.0], dtype=torch.float64) * (b / (1 + b)))
 
 
 @each(lambda loss: not loss.is_scalar)
