@@ -40,6 +40,7 @@ def fail_together(function: Callable[Arguments, Result]) -> Callable[Arguments, 
     """Decorate what checks the arguments of a loss with a `group`: where it fails on one rank, it fails on all.
 
     The rank that fails takes part in the first collective of the call before it raises; the others learn of it there.
+    So every check of arguments, in an operator too, comes before that collective.
     """
 
     @wraps(function)
