@@ -1,5 +1,7 @@
 """A rank whose arguments are wrong: every rank of the group gets an error, and the next call finds them in step."""
 
+from unittest import mock
+
 import pytest
 import torch
 from processes import NUM_CLASSES, SHARDS, message_of, run, shard
@@ -76,7 +78,14 @@ def work(rank: int, world_size: int, group) -> dict:
         arguments, options = failure(*batch, wrong) if rank == world_size - 1 else (batch, {})
         results[name, failure] = message_of(lambda: loss(*arguments, **options, group=group))  # noqa: B023
     all_fail = [message_of(lambda: rankloss.ap_loss(*batch[:2], delta=-1, group=group)) for _ in range(2)]
-    return results | {"all": all_fail, "next": rankloss.ap_loss(*batch[:2], group=group)}
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.is_current_stream_capturing", return_value=True),
+        pytest.raises(RuntimeError) as error,
+    ):
+        rankloss.dr_loss(*batch[:2], group=group)
+    found = {"all": all_fail, "captured": str(error.value), "next": rankloss.ap_loss(*batch[:2], group=group)}
+    return results | found
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -102,6 +111,11 @@ def test_the_next_call_finds_them_in_step(ranks):
         assert result["all"] == ["delta must be >= 0 and finite; got -1"] * 2
         assert result["next"].isfinite()
         assert result["next"] == ranks[0]["next"]
+
+
+def test_a_cuda_graph_cannot_capture_the_wait(ranks):
+    for result in ranks:
+        assert "which a CUDA graph cannot capture" in result["captured"]
 
 
 def test_something_else_than_a_group_is_refused_at_once():

@@ -151,6 +151,8 @@ def _exchange(
     numbers: list[float], device: torch.device, group: Any, tensors: Mapping[int, Tensor] | None = None
 ) -> list[list[float]]:
     """The numbers of every rank; in place of some stand `tensors` without dimensions, by column."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("with group= a loss waits for the host, which a CUDA graph cannot capture: call it outside")
     row = [*numbers, *[math.nan] * (MAX_ARGUMENTS + 3 - len(numbers))]
     own = torch.tensor(row, dtype=torch.float64, device=device)
     for column, value in (tensors or {}).items():
