@@ -67,21 +67,22 @@ class _Drawing:
     def candidates(self, call: Call, dense: bool) -> tuple[Tensor, Tensor, torch.dtype]:
         """(logits [B, A, C], targets [B, A, C] or labels [B, A], the dtype that targets are given in)."""
         num_classes = self.rng.choice((1, 1, 2, 3, 3, 5, 5, 17, 80, 130, 200, 300))
-        num_classes = max(1 + call.is_softmax * self.maybe(0.9), min(num_classes, self.largest))
+        most = self.largest if self.maybe(0.2) else self.largest // 5
+        num_classes = max(1 + call.is_softmax * self.maybe(0.9), min(num_classes, most))
         if call.form["shape"] == "vector":  # each logit is an anchor
             num_classes = 1
         num_images = self.rng.choice((1, 1, 2, 3, 5))
         most = max(1, self.largest // (num_classes * num_images))
-        num_anchors = min(most, self.rng.choice((0, 1, 2, 3, 7, 16, 33, 100, most, most)))
+        num_anchors = min(most, self.rng.choice((0, 1, 2, 3, 7, 16, 33, 100, most, most, most)))
         if self.maybe(0.02):
             num_images = 0
         if call.form["shape"] == "anchor":
             num_images = num_anchors = 1
         shape = (num_images, num_anchors, num_classes)
         if dense:
-            share = self.rng.choice((0, 0.02, 0.2, 0.5, 1))
+            share = self.rng.choice((0, 0.02, 0.2, 0.2, 0.5, 0.5, 1))
             targets = (self.uniform(*shape) < share).long()
-            targets[self.uniform(*shape) < self.rng.choice((0, 0.2, 0.2, 1))] = -1
+            targets[self.uniform(*shape) < self.ignored()] = -1
             dtype = self.rng.choice((*LABEL_DTYPES, torch.float32, torch.float64, torch.bfloat16, torch.bool))
             if dtype in (torch.uint8, torch.bool):
                 targets = targets.clamp(min=0)
@@ -89,12 +90,16 @@ class _Drawing:
         dtype = self.rng.choice(LABEL_DTYPES)
         last = num_classes - call.is_softmax  # the background, by default
         labels = torch.randint(0, max(1, last), shape[:2], generator=self.generator)
-        labels[self.uniform(*shape[:2]) < self.rng.choice((0, 0.3, 0.8, 0.95, 1))] = last
-        labels[self.uniform(*shape[:2]) < self.rng.choice((0, 0.2, 0.2, 1))] = -1
+        labels[self.uniform(*shape[:2]) < self.rng.choice((0, 0.3, 0.3, 0.3, 0.8, 0.8, 0.95, 1))] = last
+        labels[self.uniform(*shape[:2]) < self.ignored()] = -1
         if self.maybe(0.05):
             labels[self.uniform(*shape[:2]) < 0.2] = last + 3
         limits = torch.iinfo(dtype)
         return self.scores(shape), labels.clamp(max(-1, limits.min), limits.max), dtype
+
+    def ignored(self) -> float:
+        """How much of the targets is."""
+        return self.rng.choice((0, 0, 0.1, 0.2, 0.2, 0.2, 0.5, 1))
 
     def scores(self, shape: tuple[int, ...]) -> Tensor:
         kind = self.rng.choice(("normal", "init", "wide", "ties", "ties", "shifted", "shifted", "constant", "far"))

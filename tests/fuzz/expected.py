@@ -118,9 +118,15 @@ def _formula(call: Call, upstreams: list[Tensor], dtype: torch.dtype) -> tuple[l
         limit = TOLERANCE[dtype] * largest + 2 * error * digits + torch.finfo(dtype).tiny
         numbers.append(Number(value, limit.expand_as(value)))
     names = leaves(call)
-    if call.name == "task_contrastive":  # p is rounded where u is subtracted from it: they share a scale
-        of_iou = numbers[-1].limit.new_zeros(()) if not numbers[-1].limit.numel() else numbers[-1].limit.amax()
-        numbers[-2] = numbers[-2]._replace(limit=numbers[-2].limit + of_iou)
+    # p is rounded where the IoU is subtracted from it: its derivative shares the scale of the IoU's.
+    of_iou = torch.zeros(())
+    if call.name == "task_contrastive" and numbers[-1].limit.numel():
+        of_iou = numbers[-1].limit.amax()
+    elif "task_contrastive_weight" in call.options:
+        divisor = float(call.options.get("avg_factor", max(1, int(call.candidates[0].sum()))))
+        of_iou = torch.tensor(TOLERANCE[dtype] * call.options["task_contrastive_weight"] / divisor)
+    gradient = numbers[-len(names)]
+    numbers[-len(names)] = gradient._replace(limit=gradient.limit + of_iou)
     return numbers[: -len(names)], dict(zip(names, numbers[-len(names) :]))
 
 
