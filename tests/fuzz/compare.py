@@ -54,7 +54,7 @@ def check(call: Call, rng: random.Random, device: torch.device | None = None, sh
             outputs = [Number(x, 2 * of.limit) for x, of in zip(found[0], wanted.outputs)]
             both = wanted.gradients.keys() & again[1].keys()
             gradients = {name: Number(found[1][name], 2 * wanted.gradients[name].limit) for name in both}
-            _compare(call, again, Results(outputs, gradients), other.__name__)
+            _compare(call, again, Results(outputs, gradients), other.__name__.strip("_"))
     return "compared"
 
 
