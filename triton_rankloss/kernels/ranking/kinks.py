@@ -52,12 +52,15 @@ class Kinks(NamedTuple):
 @triton.jit
 def make_kink(p, shift, DTYPE: tl.constexpr):
     """p + shift, rounded up to DTYPE; of a NaN infinity, which comes last."""
-    exact = p.to(tl.float64) + shift
-    rounded = exact.to(DTYPE)
-    if DTYPE == tl.float32:
-        bits = rounded.to(tl.int32, bitcast=True)
-        above = tl.where(rounded > 0, bits + 1, tl.where(rounded < 0, bits - 1, 1)).to(DTYPE, bitcast=True)
-        rounded = tl.where(rounded.to(tl.float64) < exact, above, rounded)
+    p = p.to(tl.float64)
+    nearest = p + shift
+    added = nearest - p
+    missing = (p - (nearest - added)) + (shift - added)  # nearest + missing is p + shift, exactly
+    rounded = nearest.to(DTYPE)
+    bits = rounded.to(tl.int32 if DTYPE == tl.float32 else tl.int64, bitcast=True)
+    above = tl.where(rounded > 0, bits + 1, tl.where(rounded < 0, bits - 1, 1)).to(DTYPE, bitcast=True)
+    is_below = (rounded.to(tl.float64) < nearest) | ((rounded.to(tl.float64) == nearest) & (missing > 0))
+    rounded = tl.where(is_below, above, rounded)
     return tl.where(rounded != rounded, float("inf"), rounded)
 
 
