@@ -21,13 +21,13 @@ from .ap import rank_among_positives
 
 
 class ALRPError(NamedTuple):
-    """What the positives say before anything is carried to the negatives."""
+    """What the positives say, [..., P], before anything is carried to the negatives; of all but f the mean counts."""
 
-    classification: Tensor
+    classification: Tensor  # b_i / rank_i
     localization: Tensor
-    update: Tensor  # of the positives, [P]
-    weights: Tensor  # w [P]
-    grad_errors: Tensor  # gradient of the localization part in e, [P]
+    share: Tensor  # f
+    weights: Tensor  # |P| w
+    grad_errors: Tensor  # gradient of the sum of the localization parts in e
 
 
 def alrp_loss(
@@ -41,8 +41,10 @@ def alrp_loss(
     """(classification, localization, update of the positives [P], of the negatives [N], gradient in the errors [P])."""
     above = engine.count(negatives, positives, delta)
     found = alrp_error(positives, above, errors, delta, eps, engine)
-    carried = engine.transport(negatives, positives, found.weights, delta)
-    return found.classification, found.localization, found.update, carried, found.grad_errors
+    num = max(1, positives.numel())
+    carried = engine.transport(negatives, positives, found.weights / num, delta)
+    losses = found.classification.sum() / num, found.localization.sum() / num
+    return *losses, -found.share / num, carried, found.grad_errors / num
 
 
 def alrp_error(
@@ -53,16 +55,13 @@ def alrp_error(
     eps: float,
     engine: ModuleType,
 ) -> ALRPError:
-    """Losses, update and weights of positives p [P] with b [P] negatives above them and errors e [P]."""
-    num_positives = max(1, positives.numel())
+    """Of positives p [..., P] with b [..., P] negatives above them and errors e [..., P]."""
     among = rank_among_positives(positives, delta, engine)
     rank = among + above
     itself = dense.step(positives.new_zeros(()), delta)
     errors_above = engine.count(positives, positives, delta, errors) - itself * errors
 
-    share = torch.where(above <= eps, 0, (above + errors_above) / rank / num_positives)
+    share = torch.where(above <= eps, 0, (above + errors_above) / rank)
     weights = torch.where(above <= eps, 0, share / above)
-    classification = (above / rank).sum() / num_positives
-    localization = (engine.count(positives, positives, 0, errors) / rank).sum() / num_positives
-    grad_errors = engine.transport(positives, positives, 1 / rank, 0) / num_positives
-    return ALRPError(classification, localization, -share, weights, grad_errors)
+    localization = engine.count(positives, positives, 0, errors) / rank
+    return ALRPError(above / rank, localization, share, weights, engine.transport(positives, positives, 1 / rank, 0))

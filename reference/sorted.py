@@ -2,72 +2,113 @@
 
 As functions of a score n, H(n - p_i) change their slope at p_i - delta and p_i + delta only. These 2|P| kinks, sorted,
 bound 2|P| + 1 bins; a candidate lies in bin m if m kinks are at or below it, at some offset from the last of them.
-(For delta = 0 the kinks are the p_i, where H jumps.)
+(For delta = 0 the kinks are the p_i, where H jumps.) Lengths are in units of 2 delta.
 
-    count      b_i = (area(p_i - delta) - area(p_i + delta)) / (2 delta)
+    count      b_i = area(p_i - delta) - area(p_i + delta)
                area(x) = integral over t > x of the mass of all n_j >= t; of it a bin holds the offsets of its own
                candidates and its width times the mass to its right
     transport  g is piecewise linear: within a bin, its value at the kink plus its slope times the offset
 
 A bin longer than 2 delta lies inside no window [p_i - delta, p_i + delta], so it may be cut off there: then scores in
-the thousands cost no digits.
+the thousands cost no digits. Kinks are rounded up: no score lies between a kink and its rounding, so bins are exact, and
+with widths between kinks as they are, and what rounding has added to each, nothing is lost to rounding.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+
+class Kinks(NamedTuple):
+    """The kinks of each scope in ascending order, [..., K]."""
+
+    places: Tensor  # rounded up
+    order: Tensor  # where each is among (p_i + delta of all i, p_i - delta of all i)
+    widths: Tensor  # [..., K - 1], to the next kink, at most 1
+    added: Tensor  # by rounding, at most 1
 
 
 def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
-    """b_i [P] of candidates n [N] and positives p [P]; masses m [N], by default 1."""
+    """b_i [..., P] of candidates n [..., N] and positives p [..., P]; masses m [..., N], by default 1."""
     if positives.numel() == 0 or candidates.numel() == 0:
         return torch.zeros_like(positives)
-    kinks, order = _sort_kinks(positives, delta)
-    bins = _find_bins(candidates, kinks)
-    above = _sum_from_right(_sum_in_bins(bins, candidates, masses, kinks))  # the mass of this bin and all to its right
+    kinks = _sort_kinks(positives, delta)
+    bins = _find_bins(candidates, kinks.places)
+    inside = _sum_in_bins(bins, candidates, masses, kinks.places)
+    above = _sum_from_right(inside)  # the mass of this bin and all to its right
     if delta == 0:
-        above_kinks = above[1:]
+        above_kinks = above
     else:
-        offsets = _offsets(candidates, kinks, bins, delta)
-        area = _sum_in_bins(bins, candidates, offsets if masses is None else offsets * masses, kinks)[1:]
-        area[:-1] += above[2:] * _widths(kinks, delta)
+        offsets = _offsets(candidates, kinks.places, bins, delta)
+        area = _sum_in_bins(bins, candidates, offsets if masses is None else offsets * masses, kinks.places)
+        area += inside * kinks.added
+        area[..., :-1] += above[..., 1:] * kinks.widths
         above_kinks = _sum_from_right(area)
-    by_kink = torch.empty_like(kinks).index_put_((order,), above_kinks)
+    by_kink = torch.empty_like(kinks.places).scatter_(-1, kinks.order, above_kinks)
     if delta > 0:
-        lower, upper = by_kink.chunk(2)
-        by_kink = (lower - upper) / (2 * delta)
-    return by_kink + 0 * (candidates.sum() + positives.sum())  # comparisons hide a NaN
+        upper, lower = by_kink.chunk(2, -1)
+        by_kink = lower - upper
+    return by_kink + 0 * (candidates.sum(-1, keepdim=True) + positives.sum(-1, keepdim=True))  # comparisons hide a NaN
 
 
 def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: float) -> Tensor:
-    """g_j [N] of candidates n [N], positives p [P] and their weights w [P]."""
+    """g_j [..., N] of candidates n [..., N], positives p [..., P] and their weights w [..., P]."""
     if positives.numel() == 0 or candidates.numel() == 0:
         return torch.zeros_like(candidates)
-    kinks, order = _sort_kinks(positives, delta)
-    bins = _find_bins(candidates, kinks)
-    below = weights.new_zeros(1)  # left of the first kink
+    kinks = _sort_kinks(positives, delta)
+    bins = _find_bins(candidates, kinks.places)
     if delta == 0:
-        return torch.cat([below, weights[order].cumsum(0)]).index_select(0, bins) + 0 * candidates
-    slopes = (torch.cat([weights, -weights]) / (2 * delta))[order].cumsum(0)
-    values = torch.cat([below, below, (slopes[:-1] * _widths(kinks, delta)).cumsum(0)])
-    offsets = _offsets(candidates, kinks, bins, delta)
-    return values.index_select(0, bins) + torch.cat([below, slopes]).index_select(0, bins) * offsets
+        return _look_up(weights.gather(-1, kinks.order).cumsum(-1), bins) + 0 * candidates
+    slopes = torch.cat([-weights, weights], -1).gather(-1, kinks.order).cumsum(-1)
+    values = slopes * kinks.added
+    values[..., 1:] += (slopes[..., :-1] * kinks.widths).cumsum(-1)
+    return _look_up(values, bins) + _look_up(slopes, bins) * _offsets(candidates, kinks.places, bins, delta)
 
 
-def _sort_kinks(positives: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    kinks = torch.cat([positives - delta, positives + delta]) if delta > 0 else positives
-    return kinks.sort(stable=True)
+def _sort_kinks(positives: Tensor, delta: float) -> Kinks:
+    if delta == 0:
+        places, order = positives.sort(dim=-1, stable=True)
+        return Kinks(places, order, places, places)
+    # Of kinks rounded to one place no lower one is further below an upper one than 2 delta: upper ones come first.
+    shifts = torch.cat([positives.new_full(positives.shape, sign * delta) for sign in (1, -1)], -1)
+    positives = torch.cat([positives, positives], -1)
+    places, order = _add_up(positives, shifts).sort(dim=-1, stable=True)
+    positives, sides = positives.gather(-1, order), shifts.sign().gather(-1, order) / 2
+    widths = positives.diff() / (2 * delta) + sides.diff()
+    added = (places - positives) / (2 * delta) - sides
+    return Kinks(places, order, widths.clamp(max=1), added.clamp(0, 1))
+
+
+def _add_up(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, rounded up."""
+    total = x + y
+    back = total - x
+    missing = (x - (total - back)) + (y - back)  # x + y - total, exactly (Knuth)
+    return torch.where(missing > 0, total.nextafter(total.new_tensor(torch.inf)), total)
 
 
 def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
-    """How many kinks are at or below each candidate, [N]; [] where that is one number, as early in training."""
-    extremes = torch.stack(candidates.aminmax())
-    lowest, highest = torch.bucketize(extremes, kinks, right=True)
-    if (extremes + kinks[-1]).isnan().any():
-        return torch.bucketize(candidates, kinks, right=True, out_int32=True)
-    return lowest if lowest == highest else _look_up(candidates, kinks)
+    """The bin of each candidate [..., N], or of all of a scope [..., 1] where each has one, as early in training.
+
+    Bin m is how many kinks [..., K] of the scope are at or below; K + 1 bins of every scope are numbered on.
+    """
+    extremes = torch.cat([candidates.amin(-1, keepdim=True), candidates.amax(-1, keepdim=True)], -1)
+    lowest, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
+    if (extremes + kinks[..., -1:]).isnan().any():
+        bins = torch.searchsorted(kinks, candidates, right=True, out_int32=True)
+    elif torch.equal(lowest, highest):
+        bins = lowest
+    elif kinks.numel() == kinks.shape[-1]:
+        bins = _find_in_cells(candidates.reshape(-1), kinks.reshape(-1)).view(candidates.shape)
+    else:
+        bins = torch.searchsorted(kinks, candidates, right=True, out_int32=True)
+    num_scopes = lowest.numel()
+    return bins + (kinks.shape[-1] + 1) * torch.arange(num_scopes).to(bins).view(lowest.shape) if num_scopes > 1 else bins
 
 
-def _look_up(candidates: Tensor, kinks: Tensor) -> Tensor:
+def _find_in_cells(candidates: Tensor, kinks: Tensor) -> Tensor:
     """The bins by a grid of equal cells: the kinks in cells before its own, and those in it one by one.
 
     In a third of the time of a binary search, which is what is left where kinks are not spread.
@@ -86,21 +127,24 @@ def _look_up(candidates: Tensor, kinks: Tensor) -> Tensor:
     return bins
 
 
+def _look_up(values: Tensor, bins: Tensor) -> Tensor:
+    """What values [..., K] have at the last kink at or below, 0 below all."""
+    return pad(values, (1, 0)).view(-1).index_select(0, bins.reshape(-1)).view(bins.shape)
+
+
 def _offsets(candidates: Tensor, kinks: Tensor, bins: Tensor, delta: float) -> Tensor:
-    left = torch.cat([kinks[:1], kinks])  # of bin 0 only to have one: it lies below all windows
-    return (candidates - left.index_select(0, bins)).clamp_(0, 2 * delta)
-
-
-def _widths(kinks: Tensor, delta: float) -> Tensor:
-    return kinks.diff().clamp(max=2 * delta)
+    return (candidates - _look_up(kinks, bins)).div_(2 * delta).clamp_(0, 1)
 
 
 def _sum_in_bins(bins: Tensor, candidates: Tensor, values: Tensor | None, kinks: Tensor) -> Tensor:
-    if bins.dim() == 0:
-        total = candidates.numel() if values is None else values.sum()
-        return kinks.new_zeros(kinks.numel() + 1).index_fill(0, bins, total)
-    return torch.bincount(bins, values, minlength=kinks.numel() + 1).to(kinks.dtype)
+    """Sums [..., K] of the values, by default 1, of the candidates right of each kink and left of the next."""
+    sums = pad(torch.zeros_like(kinks), (1, 0)).view(-1)
+    if bins.shape[-1] == 1:
+        sums[bins.view(-1)] = candidates.shape[-1] if values is None else values.sum(-1).view(-1)
+    else:
+        sums += torch.bincount(bins.view(-1), None if values is None else values.reshape(-1), minlength=sums.numel())
+    return sums.view(*kinks.shape[:-1], -1)[..., 1:]
 
 
 def _sum_from_right(values: Tensor) -> Tensor:
-    return values.flip(0).cumsum(0).flip(0)
+    return values.flip(-1).cumsum(-1).flip(-1)
