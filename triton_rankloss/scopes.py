@@ -1,0 +1,43 @@
+"""Scopes on the reference: what is ranked by itself, one tensor for many of them, with no loop over images.
+
+Scopes have equally many candidates, as images of a batch do, but each its own number of positives. Those with about as
+many are worked at together: padded to the most, they become at most twice as many.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Group(NamedTuple):
+    """G scopes, whose positives are padded to P of each."""
+
+    scopes: Tensor  # int64 [G]
+    positives: Tensor  # int64 [G, P]: which of all positives; any where there is none
+    there: Tensor  # bool [G, P]
+    is_all: bool  # whether everything is one scope
+
+    def of_scopes(self, values: Tensor) -> Tensor:
+        """What `values` [S, ...] hold for each scope, [G, ...]; a scope alone has them all, [1, ...]."""
+        if self.is_all:
+            return values.unsqueeze(0)
+        if self.scopes.numel() == 1:
+            return values[self.scopes[0]].unsqueeze(0)
+        return values[self.scopes]
+
+    def of_positives(self, values: Tensor, padding: float) -> Tensor:
+        """Values [G, P] of the positives from those of all."""
+        return values[self.positives].masked_fill_(~self.there, padding)
+
+
+def group_scopes(offsets: Tensor, at_once: int) -> Iterator[Group]:
+    """All scopes, at most `at_once` together; positives offsets[s]:offsets[s + 1] belong to scope s."""
+    sizes = offsets.diff()
+    magnitudes = sizes.double().frexp().exponent  # the number of bits of a size
+    for magnitude in magnitudes.unique().tolist():
+        for scopes in (magnitudes == magnitude).nonzero().squeeze(1).split(max(1, at_once)):
+            places = torch.arange(int(sizes[scopes].max()), device=offsets.device)
+            there = places < sizes[scopes, None]
+            yield Group(scopes, torch.where(there, offsets[scopes, None] + places, 0), there, sizes.numel() == 1)
