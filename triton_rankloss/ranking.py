@@ -232,7 +232,7 @@ def transport(
         positives, own_weights = group.of_positives(scores, _below_all(delta)), group.of_positives(weights, 0)
         for negatives in relevant_negatives(logits, targets, group, positives, delta):
             carried = sorted_engine.transport(negatives.scores, positives, own_weights, delta)
-            carried = carried.view(-1) if negatives.there is None else carried[negatives.there]
+            carried = carried.view(-1) if negatives.there is None else carried.masked_select(negatives.there)
             own.view(-1)[negatives.block].scatter_(0, negatives.positions, carried.to(gradient.dtype))
         if group.scopes.numel() > 1:
             rows[group.scopes] = own
