@@ -87,13 +87,13 @@ def rank(
     Returns (losses, state, what `error` found besides, for the positives of this rank).
     """
     num_positives = batch.offsets.diff()
-    below_all = _below_all(delta)
+    low = below_all(delta)
     parts: tuple[Tensor, ...] = ()
     for group in scopes_at_once(batch.logits, batch.offsets):
-        positives = group.of_positives(batch.scores, below_all)
+        positives = group.of_positives(batch.scores, low)
         above = batch.ranks.total_count(_count_negatives(batch.logits, batch.targets, group, positives, delta))
         above.masked_fill_(~group.there, torch.inf)
-        found = error(positives, above, *[group.of_positives(value, below_all) for value in values])
+        found = error(positives, above, *[group.of_positives(value, low) for value in values])
         fields = found.losses, (found.weights,), found.updates, found.besides
         parts = parts or tuple(batch.scores.new_empty(len(field), batch.scores.numel()) for field in fields)
         for part, field in zip(parts, fields, strict=True):
@@ -117,7 +117,7 @@ def scopes_at_once(logits: Tensor, offsets: Tensor) -> Iterator[Group]:
     return group_scopes(offsets, LOGITS_AT_ONCE * (offsets.numel() - 1) // max(1, logits.numel()))
 
 
-def _below_all(delta: float) -> float:
+def below_all(delta: float) -> float:
     """A score so low that it matters to no candidate."""
     return -4 * (LARGEST_SCORE + delta)
 
@@ -229,7 +229,7 @@ def transport(
     rows = gradient.view(offsets.numel() - 1, -1)
     for group in scopes_at_once(logits, offsets):
         own = rows[group.scopes[0]] if group.scopes.numel() == 1 else rows.new_zeros(group.scopes.numel(), rows.shape[1])
-        positives, own_weights = group.of_positives(scores, _below_all(delta)), group.of_positives(weights, 0)
+        positives, own_weights = group.of_positives(scores, below_all(delta)), group.of_positives(weights, 0)
         for negatives in relevant_negatives(logits, targets, group, positives, delta):
             carried = sorted_engine.transport(negatives.scores, positives, own_weights, delta)
             carried = carried.view(-1) if negatives.there is None else carried.masked_select(negatives.there)
