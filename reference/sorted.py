@@ -25,16 +25,18 @@ class Kinks(NamedTuple):
     """The kinks of each scope in ascending order, [..., K]."""
 
     places: Tensor  # rounded up
-    order: Tensor  # where each is among (p_i + delta of all i, p_i - delta of all i)
+    order: Tensor  # where it is among the p_i + delta of all i, then the p_i - delta
     widths: Tensor  # [..., K - 1], to the next kink, at most 1
     added: Tensor  # by rounding, at most 1
 
 
-def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None) -> Tensor:
+def count(
+    candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | None = None, kinks: Kinks | None = None
+) -> Tensor:
     """b_i [..., P] of candidates n [..., N] and positives p [..., P]; masses m [..., N], by default 1."""
     if positives.numel() == 0 or candidates.numel() == 0:
         return torch.zeros_like(positives)
-    kinks = _sort_kinks(positives, delta)
+    kinks = kinks or sort_kinks(positives, delta)
     bins = _find_bins(candidates, kinks.places)
     inside = _sum_in_bins(bins, candidates, masses, kinks.places)
     above = _sum_from_right(inside)  # the mass of this bin and all to its right
@@ -53,11 +55,13 @@ def count(candidates: Tensor, positives: Tensor, delta: float, masses: Tensor | 
     return by_kink + 0 * (candidates.sum(-1, keepdim=True) + positives.sum(-1, keepdim=True))  # comparisons hide a NaN
 
 
-def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: float) -> Tensor:
+def transport(
+    candidates: Tensor, positives: Tensor, weights: Tensor, delta: float, kinks: Kinks | None = None
+) -> Tensor:
     """g_j [..., N] of candidates n [..., N], positives p [..., P] and their weights w [..., P]."""
     if positives.numel() == 0 or candidates.numel() == 0:
         return torch.zeros_like(candidates)
-    kinks = _sort_kinks(positives, delta)
+    kinks = kinks or sort_kinks(positives, delta)
     bins = _find_bins(candidates, kinks.places)
     if delta == 0:
         return _look_up(weights.gather(-1, kinks.order).cumsum(-1), bins) + 0 * candidates
@@ -67,18 +71,19 @@ def transport(candidates: Tensor, positives: Tensor, weights: Tensor, delta: flo
     return _look_up(values, bins) + _look_up(slopes, bins) * _offsets(candidates, kinks.places, bins, delta)
 
 
-def _sort_kinks(positives: Tensor, delta: float) -> Kinks:
+def sort_kinks(positives: Tensor, delta: float) -> Kinks:
+    """What `count` and `transport` need of positives p [..., P]."""
     if delta == 0:
         places, order = positives.sort(dim=-1, stable=True)
         return Kinks(places, order, places, places)
-    # Of kinks rounded to one place no lower one is further below an upper one than 2 delta: upper ones come first.
-    shifts = torch.cat([positives.new_full(positives.shape, sign * delta) for sign in (1, -1)], -1)
-    positives = torch.cat([positives, positives], -1)
-    places, order = _add_up(positives, shifts).sort(dim=-1, stable=True)
-    positives, sides = positives.gather(-1, order), shifts.sign().gather(-1, order) / 2
-    widths = positives.diff() / (2 * delta) + sides.diff()
-    added = (places - positives) / (2 * delta) - sides
-    return Kinks(places, order, widths.clamp(max=1), added.clamp(0, 1))
+    sides = positives.new_tensor([[0.5], [-0.5]])  # upper kinks first, should one be rounded to the place of a lower one
+    places, order = _add_up(positives[..., None, :], 2 * delta * sides).flatten(-2).sort(dim=-1, stable=True)
+    is_lower = order >= positives.shape[-1]
+    positives = positives.gather(-1, order - positives.shape[-1] * is_lower)
+    sides = 0.5 - is_lower.to(positives.dtype)
+    widths = positives.diff().div_(2 * delta).add_(sides.diff())
+    added = (places - positives).div_(2 * delta).sub_(sides)
+    return Kinks(places, order, widths.clamp_(max=1), added.clamp_(0, 1))
 
 
 def _add_up(x: Tensor, y: Tensor) -> Tensor:
@@ -90,22 +95,20 @@ def _add_up(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
-    """The bin of each candidate [..., N], or of all of a scope [..., 1] where each has one, as early in training.
+    """How many kinks of its scope are at or below each candidate, [..., N]; [..., 1] where that is one number for all.
 
-    Bin m is how many kinks [..., K] of the scope are at or below; K + 1 bins of every scope are numbered on.
+    The K + 1 bins of each scope are numbered on from those of the scope before.
     """
-    extremes = torch.cat([candidates.amin(-1, keepdim=True), candidates.amax(-1, keepdim=True)], -1)
-    lowest, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
-    if (extremes + kinks[..., -1:]).isnan().any():
+    num_kinks, num_scopes = kinks.shape[-1], kinks.numel() // kinks.shape[-1]
+    extremes = torch.stack([candidates.amin(-1), candidates.amax(-1)], -1)
+    bins, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
+    if (extremes + kinks[..., -1:]).isnan().any() or (num_scopes > 1 and not torch.equal(bins, highest)):
         bins = torch.searchsorted(kinks, candidates, right=True, out_int32=True)
-    elif torch.equal(lowest, highest):
-        bins = lowest
-    elif kinks.numel() == kinks.shape[-1]:
-        bins = _find_in_cells(candidates.reshape(-1), kinks.reshape(-1)).view(candidates.shape)
-    else:
-        bins = torch.searchsorted(kinks, candidates, right=True, out_int32=True)
-    num_scopes = lowest.numel()
-    return bins + (kinks.shape[-1] + 1) * torch.arange(num_scopes).to(bins).view(lowest.shape) if num_scopes > 1 else bins
+    elif not torch.equal(bins, highest):
+        bins = _find_in_cells(candidates.view(-1), kinks.view(-1)).view(candidates.shape)
+    if num_scopes > 1:
+        bins = bins + (num_kinks + 1) * torch.arange(num_scopes, device=bins.device).to(bins).view(highest.shape)
+    return bins
 
 
 def _find_in_cells(candidates: Tensor, kinks: Tensor) -> Tensor:

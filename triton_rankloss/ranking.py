@@ -92,13 +92,14 @@ def rank(
     for group in scopes_at_once(batch.logits, batch.offsets):
         positives = group.of_positives(batch.scores, low)
         above = batch.ranks.total_count(_count_negatives(batch.logits, batch.targets, group, positives, delta))
-        above.masked_fill_(~group.there, torch.inf)
+        if group.there is not None:
+            above.masked_fill_(~group.there, torch.inf)
         found = error(positives, above, *[group.of_positives(value, low) for value in values])
         fields = found.losses, (found.weights,), found.updates, found.besides
         parts = parts or tuple(batch.scores.new_empty(len(field), batch.scores.numel()) for field in fields)
         for part, field in zip(parts, fields, strict=True):
             for all_positives, own in zip(part, field, strict=True):
-                all_positives[group.positives[group.there]] = own[group.there]
+                group.put(own, all_positives)
     share = 1 / (num_positives * (num_positives > 0).sum()).to(batch.scores.dtype)
     losses, (weights,), updates, besides = (part * share.repeat_interleave(num_positives) for part in parts)
     sums = batch.ranks.mean_over_scopes([loss.sum() for loss in losses], [weights, updates, besides], batch.offsets)
@@ -130,9 +131,10 @@ def clamp_scores(scores: Tensor) -> Tensor:
 def _count_negatives(logits: Tensor, targets: Tensor, group: Group, positives: Tensor, delta: float) -> Tensor:
     """b [G, P]: how many negatives of the same scope, on this rank, are ranked above each positive."""
     above = (0 * positives).sum(-1, keepdim=True).repeat(1, positives.shape[-1])  # NaN reaches all, with no negatives too
+    kinks = sorted_engine.sort_kinks(positives, delta)
     for negatives in relevant_negatives(logits, targets, group, positives, delta):
         masses = None if negatives.there is None else negatives.there.to(above.dtype)
-        above += sorted_engine.count(negatives.scores, positives, delta, masses)
+        above += sorted_engine.count(negatives.scores, positives, delta, masses, kinks)
     return above
 
 
@@ -155,7 +157,8 @@ def relevant_negatives(
     if positives.numel() == 0 or logits.numel() == 0:
         return
     logits, targets = (group.of_scopes(x) for x in (logits, targets))
-    lowest = positives.masked_fill(~group.there, torch.inf).amin(-1, keepdim=True) - delta
+    real = positives if group.there is None else positives.masked_fill(~group.there, torch.inf)
+    lowest = real.amin(-1, keepdim=True) - delta
     lowest = torch.where(lowest <= -LARGEST_SCORE, -torch.inf, lowest)  # among scores that are not clamped
     num_scopes, start = positives.shape[0], 0
     for block, block_targets in split_blocks(logits, targets):
@@ -167,18 +170,20 @@ def relevant_negatives(
             positions = (seen & negative_mask(block, block_targets)).reshape(-1).nonzero().squeeze(1)
         for part in positions.split(NEGATIVES_AT_ONCE if num_scopes == 1 else block.numel()):
             scores = clamp_scores(block.reshape(-1).index_select(0, part))
-            ends = torch.arange(num_scopes + 1, device=part.device) * (block.numel() // num_scopes)
-            padded = _pad_rows(scores, torch.searchsorted(part, ends).diff())
+            padded = _pad_rows(scores, part, num_scopes, block.numel() // num_scopes)
             yield Negatives(slice(start, start + block.numel()), part, *padded)
         start += block.numel()
 
 
-def _pad_rows(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor | None]:
-    """([G, N], where in it the values are), from so many values of each row, one after another."""
-    longest = int(sizes.max())
-    if longest * sizes.numel() == values.numel():
-        return values.view(sizes.numel(), -1), None
-    there = torch.arange(longest, device=values.device) < sizes[:, None]
+def _pad_rows(values: Tensor, positions: Tensor, num_rows: int, length: int) -> tuple[Tensor, Tensor | None]:
+    """([G, N], where in it the values are) of values at flat positions in G rows of that length."""
+    if num_rows == 1:
+        return values.unsqueeze(0), None
+    ends = length * torch.arange(num_rows + 1, device=positions.device)
+    sizes = torch.searchsorted(positions, ends).diff()
+    there = torch.arange(int(sizes.max()), device=positions.device) < sizes[:, None]
+    if there.all():
+        return values.view(num_rows, -1), None
     return values[:1].expand(there.shape).masked_scatter(there, values), there
 
 
@@ -230,8 +235,9 @@ def transport(
     for group in scopes_at_once(logits, offsets):
         own = rows[group.scopes[0]] if group.scopes.numel() == 1 else rows.new_zeros(group.scopes.numel(), rows.shape[1])
         positives, own_weights = group.of_positives(scores, below_all(delta)), group.of_positives(weights, 0)
+        kinks = sorted_engine.sort_kinks(positives, delta)
         for negatives in relevant_negatives(logits, targets, group, positives, delta):
-            carried = sorted_engine.transport(negatives.scores, positives, own_weights, delta)
+            carried = sorted_engine.transport(negatives.scores, positives, own_weights, delta, kinks)
             carried = carried.view(-1) if negatives.there is None else carried.masked_select(negatives.there)
             own.view(-1)[negatives.block].scatter_(0, negatives.positions, carried.to(gradient.dtype))
         if group.scopes.numel() > 1:

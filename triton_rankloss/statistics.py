@@ -73,7 +73,7 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
     among = torch.empty_like(above)
     for group in group_scopes(offsets, BLOCK):
         found = rank_among_positives(group.of_positives(scores, below_all(node.delta)), node.delta, sorted_engine)
-        among[group.positives[group.there]] = found[group.there]
+        group.put(found, among)
     precision = among / (among + above)
     sizes = offsets.diff()
     nan = precision.new_tensor(torch.nan)
