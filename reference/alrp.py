@@ -11,23 +11,12 @@ localization is differentiable in e, with rank held constant. The update of the 
 """
 
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dense
 from .ap import rank_among_positives
-
-
-class ALRPError(NamedTuple):
-    """What the positives say, [..., P], before anything is carried to the negatives; of all but f the mean counts."""
-
-    classification: Tensor  # b_i / rank_i
-    localization: Tensor
-    share: Tensor  # f
-    weights: Tensor  # |P| w
-    grad_errors: Tensor  # gradient of the sum of the localization parts in e
 
 
 def alrp_loss(
@@ -40,22 +29,18 @@ def alrp_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(classification, localization, update of the positives [P], of the negatives [N], gradient in the errors [P])."""
     above = engine.count(negatives, positives, delta)
-    found = alrp_error(positives, above, errors, delta, eps, engine)
+    *losses, share, weights, grad_errors = alrp_error(positives, above, errors, delta, eps, engine)
     num = max(1, positives.numel())
-    carried = engine.transport(negatives, positives, found.weights / num, delta)
-    losses = found.classification.sum() / num, found.localization.sum() / num
-    return *losses, -found.share / num, carried, found.grad_errors / num
+    classification, localization = (loss.sum() / num for loss in losses)
+    carried = engine.transport(negatives, positives, weights / num, delta)
+    return classification, localization, -share / num, carried, grad_errors / num
 
 
 def alrp_error(
-    positives: Tensor,
-    above: Tensor,
-    errors: Tensor,
-    delta: float,
-    eps: float,
-    engine: ModuleType,
-) -> ALRPError:
-    """Of positives p [..., P] with b [..., P] negatives above them and errors e [..., P]."""
+    positives: Tensor, above: Tensor, errors: Tensor, delta: float, eps: float, engine: ModuleType
+) -> tuple[Tensor, ...]:
+    """Of positives p with b negatives above and errors e, [..., P]: (1 - a_i / rank_i, localization_i, f_i, |P| w_i,
+    derivative of the sum of the localization_i in e_i), before anything is carried to the negatives."""
     among = rank_among_positives(positives, delta, engine)
     rank = among + above
     itself = dense.step(positives.new_zeros(()), delta)
@@ -64,4 +49,4 @@ def alrp_error(
     share = torch.where(above <= eps, 0, (above + errors_above) / rank)
     weights = torch.where(above <= eps, 0, share / above)
     localization = engine.count(positives, positives, 0, errors) / rank
-    return ALRPError(above / rank, localization, share, weights, engine.transport(positives, positives, 1 / rank, 0))
+    return above / rank, localization, share, weights, engine.transport(positives, positives, 1 / rank, 0)

@@ -21,11 +21,7 @@ from . import dense
 
 
 def ap_loss(
-    positives: Tensor,
-    negatives: Tensor,
-    delta: float = 1.0,
-    interpolate: bool = True,
-    engine: ModuleType = dense,
+    positives: Tensor, negatives: Tensor, delta: float = 1.0, interpolate: bool = True, engine: ModuleType = dense
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, update of the positives [P], update of the negatives [N])."""
     above = engine.count(negatives, positives, delta)
@@ -35,11 +31,7 @@ def ap_loss(
 
 
 def ap_error(
-    positives: Tensor,
-    above: Tensor,
-    delta: float,
-    interpolate: bool,
-    engine: ModuleType,
+    positives: Tensor, above: Tensor, delta: float, interpolate: bool, engine: ModuleType
 ) -> tuple[Tensor, Tensor]:
     """(error 1 - q_i, weight |P| w_i), [..., P], of positives p [..., P] with b [..., P] negatives above them."""
     among = rank_among_positives(positives, delta, engine)

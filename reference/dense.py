@@ -4,7 +4,7 @@ H(x) = clip(x / (2 delta) + 1/2, 0, 1),   for delta = 0: H(x) = [x >= 0]
 count      b_i = sum_j m_j H(n_j - p_i)   how much (mass m_j, by default 1) is ranked above positive i
 transport  g_j = sum_i w_i H(n_j - p_i)   carries the error w_i of each positive to what is ranked above it
 
-Leading dimensions, here and in what is built on it, are of scopes: what is ranked by itself, like the images of a batch.
+Leading dimensions, here and in the losses, are of scopes: what is ranked by itself, like the images of a batch.
 """
 
 import torch

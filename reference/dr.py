@@ -19,13 +19,7 @@ from . import add_up
 
 
 def dr_loss(
-    positives: Tensor,
-    negatives: Tensor,
-    margin: float,
-    pos_lambda: float,
-    neg_lambda: float,
-    L: float,
-    tau: float,
+    positives: Tensor, negatives: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float
 ) -> Tensor:
     """Loss of the logits [P] and [N] that are ranked against each other."""
     if positives.numel() + negatives.numel() == 0:

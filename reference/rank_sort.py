@@ -42,11 +42,7 @@ def rank_sort_loss(
 
 
 def ranking_error(
-    positives: Tensor,
-    above: Tensor,
-    delta: float,
-    eps: float,
-    engine: ModuleType,
+    positives: Tensor, above: Tensor, delta: float, eps: float, engine: ModuleType
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(ranking_i, what goes to negatives, |P| w_i) of positives p with b negatives above them; all are [..., P]."""
     ranking = above / (engine.count(positives, positives, delta) + above)

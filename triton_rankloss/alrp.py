@@ -205,9 +205,8 @@ def _alrp_loss(
     errors = ranks.gather_values(localization_errors.to(batch.scores.dtype))
 
     def error(positives: Tensor, above: Tensor, errors: Tensor) -> ranking.Error:
-        found = reference.alrp_error(positives, above, errors, delta, eps, sorted_engine)
-        losses = found.classification, found.localization
-        return ranking.Error(losses, found.weights, (-found.share,), (found.grad_errors,))
+        *losses, share, weights, grad_errors = reference.alrp_error(positives, above, errors, delta, eps, sorted_engine)
+        return ranking.Error(tuple(losses), weights, (-share,), (grad_errors,))
 
     (classification, localization), state, (grad_errors,) = ranking.rank(batch, delta, max_positives, error, errors)
     return classification, localization, *state, grad_errors

@@ -234,7 +234,8 @@ def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_ima
         sums[0][:, some.scopes] = reference.tilted_sums(some.of_positives(p, math.inf), k[0])
     for scopes, x, its_targets in _split_scopes(num_scopes, logits, targets):
         of_blocks = [
-            reference.tilted_sums(_by_scope(_probabilities(*block), scopes), k[1]) for block in in_blocks(x, its_targets)
+            reference.tilted_sums(_by_scope(_probabilities(*block), scopes), k[1])
+            for block in in_blocks(x, its_targets)
         ]
         sums[1][:, scopes] = reference.add_tilted_sums(torch.stack(of_blocks, -1), k[1])
     if group is None or per_image:

@@ -101,7 +101,9 @@ def rank(
             for all_positives, own in zip(part, field, strict=True):
                 group.put(own, all_positives)
     share = 1 / (num_positives * (num_positives > 0).sum()).to(batch.scores.dtype)
-    losses, (weights,), updates, besides = (part * share.repeat_interleave(num_positives) for part in parts)
+    if share.numel() > 1:
+        share = share.repeat_interleave(num_positives)
+    losses, (weights,), updates, besides = (part * share for part in parts)
     sums = batch.ranks.mean_over_scopes([loss.sum() for loss in losses], [weights, updates, besides], batch.offsets)
 
     dtype = result_dtype(batch.logits)
@@ -130,7 +132,7 @@ def clamp_scores(scores: Tensor) -> Tensor:
 
 def _count_negatives(logits: Tensor, targets: Tensor, group: Group, positives: Tensor, delta: float) -> Tensor:
     """b [G, P]: how many negatives of the same scope, on this rank, are ranked above each positive."""
-    above = (0 * positives).sum(-1, keepdim=True).repeat(1, positives.shape[-1])  # NaN reaches all, with no negatives too
+    above = torch.zeros_like(positives) + 0 * positives.sum(-1, keepdim=True)  # NaN reaches all, without negatives too
     kinks = sorted_engine.sort_kinks(positives, delta)
     for negatives in relevant_negatives(logits, targets, group, positives, delta):
         masses = None if negatives.there is None else negatives.there.to(above.dtype)
@@ -233,7 +235,9 @@ def transport(
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
     rows = gradient.view(offsets.numel() - 1, -1)
     for group in scopes_at_once(logits, offsets):
-        own = rows[group.scopes[0]] if group.scopes.numel() == 1 else rows.new_zeros(group.scopes.numel(), rows.shape[1])
+        own = (
+            rows[group.scopes[0]] if group.scopes.numel() == 1 else rows.new_zeros(group.scopes.numel(), rows.shape[1])
+        )
         positives, own_weights = group.of_positives(scores, below_all(delta)), group.of_positives(weights, 0)
         kinks = sorted_engine.sort_kinks(positives, delta)
         for negatives in relevant_negatives(logits, targets, group, positives, delta):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .dtypes import accumulation_dtype
-from .reference import sorted as sorted_engine
 from .ranking import below_all
+from .reference import sorted as sorted_engine
 from .reference.ap import rank_among_positives
 from .scopes import group_scopes
 from .targets import BLOCK
