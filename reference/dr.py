@@ -9,8 +9,6 @@ Both means are sum w p / sum w with w = exp(k (p - shift)), k = -1 / lambda+ or 
 parts of a whole, brought to one shift, add up to its sums.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -35,14 +33,11 @@ def hinge(excess: Tensor, L: float, tau: float) -> Tensor:
 
 
 def tilted_sums(p: Tensor, k: float) -> Tensor:
-    """(shift, sum w, sum w p), [3, ...], of p [..., M]; the shift is the p that weighs most, of none what weighs least.
-
-    A p of -inf for k > 0, of inf for k < 0, is none: it weighs nothing.
-    """
+    """(shift, sum w, sum w p), [3, ...], of p [..., M]; the shift is the p that weighs most, of none what weighs least."""
     if p.shape[-1] == 0:
-        p = p.new_full((*p.shape[:-1], 1), -math.inf if k > 0 else math.inf)
+        p = p.new_full((*p.shape[:-1], 1), -torch.inf if k > 0 else torch.inf)
     shift = (p.amax(-1) if k > 0 else p.amin(-1)).clamp(0, 1).detach()
-    w = (k * (p - shift[..., None])).exp()
+    w = (k * (p - shift[..., None])).exp()  # for k > 0 a p of -inf, for k < 0 of inf, is none: it weighs nothing
     return torch.stack([add_up(shift[..., None], -1), add_up(w, -1), add_up(w * p.clamp(0, 1), -1)])
 
 

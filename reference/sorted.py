@@ -31,19 +31,17 @@ def count(
     bins = _find_bins(candidates, kinks)
     inside = _sum_in_bins(bins, candidates, masses, kinks)
     above = _sum_from_right(inside)  # the mass of this bin and all to its right
-    if delta == 0:
-        above_kinks = above
-    else:
+    if delta > 0:
         offsets = _offsets(candidates, kinks, bins, delta)
         offsets = offsets if masses is None else offsets * masses
         area = _sum_in_bins(bins, candidates, offsets, kinks) + inside * added
         area[..., :-1] += above[..., 1:] * widths
-        above_kinks = _sum_from_right(area)
-    by_kink = torch.empty_like(kinks).scatter_(-1, order, above_kinks)
+        above = _sum_from_right(area)
+    above = torch.empty_like(kinks).scatter_(-1, order, above)
     if delta > 0:
-        upper, lower = by_kink.chunk(2, -1)
-        by_kink = lower - upper
-    return by_kink + 0 * (candidates.sum(-1, keepdim=True) + positives.sum(-1, keepdim=True))  # comparisons hide a NaN
+        upper, lower = above.chunk(2, -1)
+        above = lower - upper
+    return above + 0 * (candidates.sum(-1, keepdim=True) + positives.sum(-1, keepdim=True))  # comparisons hide a NaN
 
 
 def transport(
@@ -91,26 +89,24 @@ def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
     bins, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
     is_nan = bool((extremes + kinks[..., -1:]).isnan().any())
     if is_nan or not torch.equal(bins, highest):
-        bins = _look_up_bins(candidates, kinks) if is_single and not is_nan else _search(candidates, kinks)
+        bins = _search(candidates, kinks, use_grid=is_single and not is_nan)
     starts = torch.arange(0, kinks.numel() + highest.numel(), num_kinks + 1, dtype=bins.dtype, device=bins.device)
     return bins if is_single else bins + starts.view(highest.shape)
 
 
-def _search(candidates: Tensor, kinks: Tensor) -> Tensor:
-    return torch.searchsorted(kinks, candidates, right=True, out_int32=True)
-
-
-def _look_up_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
-    """The bins by a grid of equal cells: the kinks in cells before its own, and those in it one by one.
+def _search(candidates: Tensor, kinks: Tensor, use_grid: bool) -> Tensor:
+    """The bins, in one scope by a grid of equal cells: the kinks in cells before its own, and those in it one by one.
 
     In a third of the time of a binary search, which is what is left where kinks are not spread.
     """
-    num_cells, lowest, highest = 8 * kinks.numel(), kinks[..., :1], kinks[..., -1:]
-    scale = ((num_cells - 1) / (highest - lowest)).nan_to_num(posinf=0)  # 0: all kinks in one place
-    in_cell = torch.bincount(((kinks - lowest) * scale).int().view(-1), minlength=num_cells)
-    most = int(in_cell.max())
-    if most > 8 or num_cells > candidates.numel():
-        return _search(candidates, kinks)
+    most, num_cells = torch.inf, 8 * kinks.numel()
+    if use_grid and num_cells <= candidates.numel():
+        lowest, highest = kinks[..., :1], kinks[..., -1:]
+        scale = ((num_cells - 1) / (highest - lowest)).nan_to_num(posinf=0)  # 0: all kinks in one place
+        in_cell = torch.bincount(((kinks - lowest) * scale).int().view(-1), minlength=num_cells)
+        most = int(in_cell.max())
+    if most > 8:
+        return torch.searchsorted(kinks, candidates, right=True, out_int32=True)
     cells = ((candidates - lowest) * scale).clamp_(0, num_cells - 1).int().view(-1)
     bins = (in_cell.cumsum(0) - in_cell).int().index_select(0, cells)
     kinks = pad(kinks.view(-1), (0, 1), value=torch.inf)
