@@ -33,7 +33,7 @@ def hinge(excess: Tensor, L: float, tau: float) -> Tensor:
 
 
 def tilted_sums(p: Tensor, k: float) -> Tensor:
-    """(shift, sum w, sum w p), [3, ...], of p [..., M]; the shift is the p that weighs most, of none what weighs least."""
+    """(shift, sum w, sum w p), [3, ...], of p [..., M]; the shift is the p that weighs most, or could least."""
     if p.shape[-1] == 0:
         p = p.new_full((*p.shape[:-1], 1), -torch.inf if k > 0 else torch.inf)
     shift = (p.amax(-1) if k > 0 else p.amin(-1)).clamp(0, 1).detach()

@@ -240,11 +240,12 @@ def _above_kernel(
             begin = tl.load(kinks_ptr + lower, mask=there, other=0).to(tl.float64)
             end = tl.load(kinks_ptr + upper, mask=there, other=0).to(tl.float64)
             # What rounding the kinks up has left out, exactly: no score lies between.
-            missing_lower = (begin - (p - delta)) * num_lower
-            missing_upper = (end - (p + delta)) * num_upper
+            added = (begin - p) + delta  # p - delta itself would be rounded
+            missing_lower = added * num_lower
+            missing_upper = ((end - p) - delta) * num_upper
             above = (area.to(tl.float64) * unit + missing_lower - missing_upper) / (2 * delta)
             # Of scores so large that a window becomes longer than that, all inside are at its lower kink.
-            at_kink = num_upper + (num_lower - num_upper) * (begin - (p - delta)) / (2 * delta)
+            at_kink = num_upper + (num_lower - num_upper) * added / (2 * delta)
             above = tl.where(end - begin > 4 * delta, at_kink, above)
         above = tl.where(is_nan, float("nan"), above)
         tl.store(above_ptr + at, above.to(COMPUTE), mask=there)

@@ -51,7 +51,7 @@ def store_bends(
         begin = tl.load(kinks_ptr + lower, mask=there, other=0).to(tl.float64)
         end = tl.load(kinks_ptr + upper, mask=there, other=0).to(tl.float64)
         bend = w.to(tl.float64) / (2 * delta)
-        added = begin - (p - delta)
+        added = (begin - p) + delta  # p - delta itself would be rounded
         tl.store(bends_ptr + lower, bend, mask=there)
         tl.store(bends_ptr + 2 * capacity + lower, bend * added, mask=there)
         # A window that is longer, by rounding of large scores, has none inside: store_lines takes it as 4 delta.

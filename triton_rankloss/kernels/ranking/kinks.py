@@ -48,12 +48,16 @@ class Kinks(NamedTuple):
 @triton.jit
 def make_kink(p, shift, DTYPE: tl.constexpr):
     """p + shift, rounded up to DTYPE; of a NaN infinity, which comes last."""
-    exact = p.to(tl.float64) + shift
-    rounded = exact.to(DTYPE)
-    if DTYPE == tl.float32:
-        bits = rounded.to(tl.int32, bitcast=True)
-        above = tl.where(rounded > 0, bits + 1, tl.where(rounded < 0, bits - 1, 1)).to(DTYPE, bitcast=True)
-        rounded = tl.where(rounded.to(tl.float64) < exact, above, rounded)
+    p = p.to(tl.float64)
+    total = p + shift
+    back = total - p
+    missing = (p - (total - back)) + (shift - back)  # p + shift - total, exactly (Knuth)
+    rounded = total.to(DTYPE)
+    INTEGER: tl.constexpr = tl.int32 if DTYPE == tl.float32 else tl.int64
+    bits = rounded.to(INTEGER, bitcast=True)
+    above = tl.where(rounded > 0, bits + 1, tl.where(rounded < 0, bits - 1, 1)).to(DTYPE, bitcast=True)
+    lost = total - rounded.to(tl.float64)
+    rounded = tl.where((lost > 0) | ((lost == 0) & (missing > 0)), above, rounded)
     return tl.where(rounded != rounded, float("inf"), rounded)
 
 
