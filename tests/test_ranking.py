@@ -203,16 +203,30 @@ def test_images_with_their_own_numbers_of_positives(name, regime, device):
 
 
 @every_loss
-def test_nan_stays_in_its_image(name, device):
+@pytest.mark.parametrize(("image", "negative"), [(0, 2), (1, 7), (2, 19)])
+def test_nan_stays_in_its_image(name, image, negative, device):
     logits, targets = torch.randn(3, 20, dtype=torch.float64), torch.zeros(3, 20)
-    targets[:, :3] = 1
-    values = torch.rand(9, dtype=torch.float64)
+    targets[:, :2] = targets[1, 2] = 1
+    values = torch.rand(7, dtype=torch.float64)
     _, (expected, *_) = evaluate(name, *(x.to(device) for x in (logits, targets, values)), per_image=True)
-    logits[1, 7] = torch.nan
+    logits[image, negative] = torch.nan
     losses, (gradient, *_) = evaluate(name, *(x.to(device) for x in (logits, targets, values)), per_image=True)
     assert losses[0].isnan()
-    assert gradient[1, :3].isnan().all()
-    assert_close(gradient[[0, 2]], expected[[0, 2]])
+    assert gradient[image, :2].isnan().all()
+    others = torch.arange(3) != image
+    assert_close(gradient[others], expected[others])
+
+
+@every_loss
+def test_images_without_negatives(name, device):
+    logits, targets = torch.tensor([[3.0, 3.0], [1.0, 2.0], [0.0, 5.0]], device=device), torch.ones(3, 2, device=device)
+    losses, (gradient, *_) = evaluate(name, logits, targets, torch.zeros(6, device=device), per_image=True)
+    assert sum(losses) == 0
+    assert not gradient.any()
+    logits[1, 0] = torch.nan  # reaches every positive of its image, as where it has negatives
+    _, (gradient, *_) = evaluate(name, logits, targets, torch.zeros(6, device=device), per_image=True)
+    assert torch.equal(gradient.isnan().any(1).cpu(), torch.tensor([False, True, False]))
+    assert gradient[1].isnan().all()
 
 
 @of_the_reference

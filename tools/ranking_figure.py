@@ -62,7 +62,9 @@ def draw_error(axes: Axes, theme: dict[str, Any]) -> None:
 
 def draw_transport(axes: Axes, theme: dict[str, Any]) -> None:
     """The update of a negative as a function of its score, its kinks, and the negatives on it."""
-    weights = ap.ap_error(POSITIVES, dense.count(NEGATIVES, POSITIVES, DELTA), DELTA, True, dense)[1] / POSITIVES.numel()
+    weights = (
+        ap.ap_error(POSITIVES, dense.count(NEGATIVES, POSITIVES, DELTA), DELTA, True, dense)[1] / POSITIVES.numel()
+    )
 
     def carried(scores: Tensor) -> Tensor:
         return dense.transport(scores, POSITIVES, weights, DELTA)

@@ -185,8 +185,9 @@ def _pad_rows(values: Tensor, positions: Tensor, num_rows: int, length: int) -> 
     sizes = torch.searchsorted(positions, ends).diff()
     there = torch.arange(int(sizes.max()), device=positions.device) < sizes[:, None]
     if there.all():
-        return values.view(num_rows, -1), None
-    return values[:1].expand(there.shape).masked_scatter(there, values), there
+        return values.view(there.shape), None
+    # Padding weighs nothing; where all scores lie close together, so does this one of them.
+    return values[:1].nan_to_num().expand(there.shape).masked_scatter(there, values), there
 
 
 def split_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

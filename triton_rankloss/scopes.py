@@ -46,7 +46,8 @@ def group_scopes(offsets: Tensor, at_once: int) -> Iterator[Group]:
     if sizes.numel() == 1:
         yield Group(sizes.new_zeros(1), torch.arange(int(sizes), device=offsets.device).unsqueeze(0), None)
         return
-    magnitudes = sizes.double().frexp().exponent  # the number of bits of a size
+    powers = 2 ** torch.arange(40, device=sizes.device)
+    magnitudes = torch.bucketize(sizes, powers, right=True)  # the number of bits of a size
     for magnitude in magnitudes.unique().tolist():
         for scopes in (magnitudes == magnitude).nonzero().squeeze(1).split(max(1, at_once)):
             places = torch.arange(int(sizes[scopes].max()), device=offsets.device)
