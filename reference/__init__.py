@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def add_up(terms: Tensor) -> Tensor:
+def add_up(terms: Tensor, dim: int | None = None) -> Tensor:
     """Sum in float64, except on devices that lack it."""
-    return terms.sum(dtype=torch.float32 if terms.device.type == "mps" else torch.float64)
+    return terms.sum(dim, dtype=torch.float32 if terms.device.type == "mps" else torch.float64)

@@ -11,23 +11,12 @@ localization is differentiable in e, with rank held constant. The update of the 
 """
 
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dense
 from .ap import rank_among_positives
-
-
-class ALRPError(NamedTuple):
-    """What the positives say before anything is carried to the negatives."""
-
-    classification: Tensor
-    localization: Tensor
-    update: Tensor  # of the positives, [P]
-    weights: Tensor  # w [P]
-    grad_errors: Tensor  # gradient of the localization part in e, [P]
 
 
 def alrp_loss(
@@ -40,29 +29,24 @@ def alrp_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(classification, localization, update of the positives [P], of the negatives [N], gradient in the errors [P])."""
     above = engine.count(negatives, positives, delta)
-    found = alrp_error(positives, above, errors, delta, eps, engine)
-    carried = engine.transport(negatives, positives, found.weights, delta)
-    return found.classification, found.localization, found.update, carried, found.grad_errors
+    *losses, share, weights, grad_errors = alrp_error(positives, above, errors, delta, eps, engine)
+    num = max(1, positives.numel())
+    classification, localization = (loss.sum() / num for loss in losses)
+    carried = engine.transport(negatives, positives, weights / num, delta)
+    return classification, localization, -share / num, carried, grad_errors / num
 
 
 def alrp_error(
-    positives: Tensor,
-    above: Tensor,
-    errors: Tensor,
-    delta: float,
-    eps: float,
-    engine: ModuleType,
-) -> ALRPError:
-    """Losses, update and weights of positives p [P] with b [P] negatives above them and errors e [P]."""
-    num_positives = max(1, positives.numel())
+    positives: Tensor, above: Tensor, errors: Tensor, delta: float, eps: float, engine: ModuleType
+) -> tuple[Tensor, ...]:
+    """Of positives p with b negatives above and errors e, [..., P]: (1 - a_i / rank_i, localization_i, f_i, |P| w_i,
+    derivative of the sum of the localization_i in e_i), before anything is carried to the negatives."""
     among = rank_among_positives(positives, delta, engine)
     rank = among + above
     itself = dense.step(positives.new_zeros(()), delta)
     errors_above = engine.count(positives, positives, delta, errors) - itself * errors
 
-    share = torch.where(above <= eps, 0, (above + errors_above) / rank / num_positives)
+    share = torch.where(above <= eps, 0, (above + errors_above) / rank)
     weights = torch.where(above <= eps, 0, share / above)
-    classification = (above / rank).sum() / num_positives
-    localization = (engine.count(positives, positives, 0, errors) / rank).sum() / num_positives
-    grad_errors = engine.transport(positives, positives, 1 / rank, 0) / num_positives
-    return ALRPError(classification, localization, -share, weights, grad_errors)
+    localization = engine.count(positives, positives, 0, errors) / rank
+    return above / rank, localization, share, weights, engine.transport(positives, positives, 1 / rank, 0)

@@ -21,44 +21,35 @@ from . import dense
 
 
 def ap_loss(
-    positives: Tensor,
-    negatives: Tensor,
-    delta: float = 1.0,
-    interpolate: bool = True,
-    engine: ModuleType = dense,
+    positives: Tensor, negatives: Tensor, delta: float = 1.0, interpolate: bool = True, engine: ModuleType = dense
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, update of the positives [P], update of the negatives [N])."""
     above = engine.count(negatives, positives, delta)
-    loss, update, weights = ap_error(positives, above, delta, interpolate, engine)
-    return loss, update, engine.transport(negatives, positives, weights, delta)
+    error, weights = ap_error(positives, above, delta, interpolate, engine)
+    num = max(1, positives.numel())
+    return error.sum() / num, -error / num, engine.transport(negatives, positives, weights / num, delta)
 
 
 def ap_error(
-    positives: Tensor,
-    above: Tensor,
-    delta: float,
-    interpolate: bool,
-    engine: ModuleType,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, update of the positives [P], weights w [P]) of positives p [P] with b [P] negatives above them."""
+    positives: Tensor, above: Tensor, delta: float, interpolate: bool, engine: ModuleType
+) -> tuple[Tensor, Tensor]:
+    """(error 1 - q_i, weight |P| w_i), [..., P], of positives p [..., P] with b [..., P] negatives above them."""
     among = rank_among_positives(positives, delta, engine)
     precision = among / (among + above)
     if interpolate:
         precision = running_maximum(positives, precision)
-    error = (1 - precision) / max(1, positives.numel())
+    error = 1 - precision
     # b_i = 0 leaves prec_i = 1: no error, and nothing to hand it to.
-    return error.sum(), -error, torch.where(above == 0, 0, error / above)
+    return error, torch.where(above == 0, 0, error / above)
 
 
 def rank_among_positives(positives: Tensor, delta: float, engine: ModuleType) -> Tensor:
-    """a_i [P]: the positive itself counts as 1, every other by H."""
+    """a_i [..., P]: the positive itself counts as 1, every other by H."""
     itself = dense.step(positives.new_zeros(()), delta)
     return engine.count(positives, positives, delta) + (1 - itself)
 
 
 def running_maximum(positives: Tensor, precision: Tensor) -> Tensor:
-    """q_i [P]: the best precision among the positives that score no higher than i."""
-    order = positives.argsort(stable=True)
-    best = torch.empty_like(precision)
-    best[order] = precision[order].cummax(0).values
-    return best
+    """q_i [..., P]: the best precision among the positives that score no higher than i."""
+    order = positives.argsort(dim=-1, stable=True)
+    return torch.empty_like(precision).scatter_(-1, order, precision.gather(-1, order).cummax(-1).values)

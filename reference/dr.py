@@ -17,13 +17,7 @@ from . import add_up
 
 
 def dr_loss(
-    positives: Tensor,
-    negatives: Tensor,
-    margin: float,
-    pos_lambda: float,
-    neg_lambda: float,
-    L: float,
-    tau: float,
+    positives: Tensor, negatives: Tensor, margin: float, pos_lambda: float, neg_lambda: float, L: float, tau: float
 ) -> Tensor:
     """Loss of the logits [P] and [N] that are ranked against each other."""
     if positives.numel() + negatives.numel() == 0:
@@ -39,20 +33,20 @@ def hinge(excess: Tensor, L: float, tau: float) -> Tensor:
 
 
 def tilted_sums(p: Tensor, k: float) -> Tensor:
-    """(shift, sum w, sum w p), [3], of p [M]; the shift is the p that weighs most, of no p what could weigh least."""
-    if p.numel() == 0:
-        return add_up(p).new_tensor([float(k < 0), 0, 0])
-    shift = (p.amax() if k > 0 else p.amin()).clamp(min=0).detach()
-    w = (k * (p - shift)).exp()  # for k > 0 a p of -inf weighs nothing
-    return torch.stack([add_up(shift), add_up(w), add_up(w * p.clamp(min=0))])
+    """(shift, sum w, sum w p), [3, ...], of p [..., M]; the shift is the p that weighs most, or could least."""
+    if p.shape[-1] == 0:
+        p = p.new_full((*p.shape[:-1], 1), -torch.inf if k > 0 else torch.inf)
+    shift = (p.amax(-1) if k > 0 else p.amin(-1)).clamp(0, 1).detach()
+    w = (k * (p - shift[..., None])).exp()  # for k > 0 a p of -inf, for k < 0 of inf, is none: it weighs nothing
+    return torch.stack([add_up(shift[..., None], -1), add_up(w, -1), add_up(w * p.clamp(0, 1), -1)])
 
 
 def add_tilted_sums(parts: Tensor, k: float) -> Tensor:
-    """Those of the whole, [3], from those of its parts, [3, R]."""
+    """Those of the whole, [3, ...], from those of its parts, [3, ..., R]."""
     shifts, totals, weighted = parts
-    shift = shifts.max() if k > 0 else shifts.min()
-    w = (k * (shifts - shift)).exp()
-    return torch.stack([shift, add_up(w * totals), add_up(w * weighted)])
+    shift = shifts.amax(-1) if k > 0 else shifts.amin(-1)
+    w = (k * (shifts - shift[..., None])).exp()
+    return torch.stack([shift, add_up(w * totals, -1), add_up(w * weighted, -1)])
 
 
 def tilted_mean(sums: Tensor, default: float) -> Tensor:

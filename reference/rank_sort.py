@@ -34,36 +34,35 @@ def rank_sort_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(ranking, sorting, update of the positives and of the negatives by ranking, of the positives by sorting)."""
     above = engine.count(negatives, positives, delta)
-    ranking, update, weights = ranking_error(positives, above, delta, eps, engine)
-    sorting, sorting_update = sorting_error(positives, iou, delta)
-    return ranking, sorting, update, engine.transport(negatives, positives, weights, delta), sorting_update
+    ranking, share, weights = ranking_error(positives, above, delta, eps, engine)
+    sorting, update = sorting_error(positives, iou, delta)
+    num = max(1, positives.numel())
+    carried = engine.transport(negatives, positives, weights / num, delta)
+    return ranking.sum() / num, sorting.sum() / num, -share / num, carried, update / num
 
 
 def ranking_error(
-    positives: Tensor,
-    above: Tensor,
-    delta: float,
-    eps: float,
-    engine: ModuleType,
+    positives: Tensor, above: Tensor, delta: float, eps: float, engine: ModuleType
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(ranking, update of the positives [P], weights w [P]) of positives p [P] with b [P] negatives above them."""
-    ranking = above / (engine.count(positives, positives, delta) + above) / max(1, positives.numel())
+    """(ranking_i, what goes to negatives, |P| w_i) of positives p with b negatives above them; all are [..., P]."""
+    ranking = above / (engine.count(positives, positives, delta) + above)
     share = torch.where(above <= eps, 0, ranking)
-    return ranking.sum(), -share, torch.where(above <= eps, 0, share / above)
+    return ranking, share, torch.where(above <= eps, 0, share / above)
 
 
 def sorting_error(positives: Tensor, iou: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    """(sorting, update of the positives [P]) of positives p [P] with IoU targets t [P]."""
-    num_positives = max(1, positives.numel())
+    """(sorting_i, |P| times the update) of positives p with IoU targets t; all are [..., P]."""
     error, moved_up, moved_down = (torch.zeros_like(positives) for _ in range(3))
-    for rows in torch.arange(positives.numel(), device=positives.device).split(max(1, PAIRS_AT_ONCE // num_positives)):
-        above = dense.step(positives[None, :] - positives[rows, None], delta)
-        missorted = above * (iou[None, :] < iou[rows, None])
+    rows_at_once = max(1, PAIRS_AT_ONCE // max(1, positives.numel()))
+    for rows in torch.arange(positives.shape[-1], device=positives.device).split(rows_at_once):
+        above = dense.step(positives[..., None, :] - positives[..., rows, None], delta)
+        missorted = above * (iou[..., None, :] < iou[..., rows, None])
         in_order = above - missorted
-        current = (above @ (1 - iou)) / above.sum(1)
-        target = (in_order @ (1 - iou)) / in_order.sum(1)
-        num_missorted = missorted.sum(1)
-        error[rows] = current - target
-        moved_up[rows] = torch.where(num_missorted > 0, current - target, 0)
-        moved_down += torch.where(num_missorted > 0, (current - target) / num_missorted, 0) @ missorted
-    return error.sum() / num_positives, (moved_down - moved_up) / num_positives
+        current = (above @ (1 - iou)[..., None]).squeeze(-1) / above.sum(-1)
+        target = (in_order @ (1 - iou)[..., None]).squeeze(-1) / in_order.sum(-1)
+        num_missorted = missorted.sum(-1)
+        error[..., rows] = current - target
+        moved_up[..., rows] = torch.where(num_missorted > 0, current - target, 0)
+        share = torch.where(num_missorted > 0, (current - target) / num_missorted, 0)
+        moved_down += (share[..., None, :] @ missorted).squeeze(-2)
+    return error, moved_down - moved_up

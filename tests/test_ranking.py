@@ -1,14 +1,17 @@
 """Ranking: count and transport, the losses made of them against the dense reference, and the identities they obey."""
 
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
 from cases import KINDS, assert_close, batch, dense as shuffled, scores
 from hypothesis import given, settings, strategies as st
 from ranking_losses import LOSSES, evaluate, oracle
+from torch.profiler import profile
 
 import triton_rankloss as rankloss
 from triton_rankloss.reference import dense, sorted as sorted_engine
@@ -110,7 +113,141 @@ def test_nan_counts_for_all(engine, spread, delta):
     assert_close(engine.transport(negatives, positives, positives.new_ones(5), delta), expected)
 
 
+def exactly(candidates, positives, delta):
+    """H(n_j - p_i), [P][N], in fractions."""
+
+    def step(x):
+        return Fraction(x >= 0) if delta == 0 else min(max(x / (2 * Fraction(delta)) + Fraction(1, 2), 0), 1)
+
+    return [[step(Fraction(n) - Fraction(p)) for n in candidates] for p in positives]
+
+
+@of_the_reference
+@engines
+@pytest.mark.parametrize("delta", [0.0, 5e-324, 1e-308, 1e-20, 1e-6, 1e-3, 0.1, 0.3, 1.0, 7.0, 1e300])
+@pytest.mark.parametrize("origin", [0.0, 1.0, 1e7, 2.0**40, -(2.0**40)])
+def test_count_and_transport_are_exact_where_kinks_are_rounded(engine, origin, delta):
+    ulp = math.nextafter(origin, math.inf) - origin
+    for spacing in (ulp, delta / 2, delta, 1.0):
+        positives = [origin + k * spacing for k in (0, 2, 1, -1, 0)]
+        candidates = [origin + k * spacing for k in (0, 1, -1, 3, 2, -4, 0)]
+        h = exactly(candidates, positives, delta)
+        p, n = (torch.tensor(values, dtype=torch.float64) for values in (positives, candidates))
+        assert_close(engine.count(n, p, delta), [float(sum(row)) for row in h], atol=1e-14)
+        carried = [float(sum(row[j] for row in h)) for j in range(len(candidates))]
+        assert_close(engine.transport(n, p, torch.ones_like(p), delta), carried, atol=1e-14)
+
+
+@of_the_reference
+@engines
+def test_leading_dimensions_are_scopes(engine):
+    for positives, negatives in (
+        (torch.randn(3, 7), torch.randn(3, 40)),
+        (torch.zeros(3, 7), 0.1 * torch.randn(3, 40)),
+    ):
+        positives, negatives, weights = positives.double(), negatives.double(), torch.rand(3, 7).double()
+        for delta in (0.0, 0.5):
+            scopes = list(zip(positives, negatives, weights, strict=True))
+            above = torch.stack([dense.count(n, p, delta) for p, n, _ in scopes])
+            assert_close(engine.count(negatives, positives, delta), above)
+            carried = torch.stack([dense.transport(n, p, w, delta) for p, n, w in scopes])
+            assert_close(engine.transport(negatives, positives, weights, delta), carried, atol=1e-14)
+
+
 # The losses
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [math.inf, math.inf, math.inf, 0, 1],
+        [-math.inf, -math.inf, -math.inf, 25, 30, 40],
+        [math.inf, -math.inf, math.inf, -math.inf, math.inf, -math.inf, 0, 1, 3],
+        [1e7, 1e7 + 1, 1e7, 1e7 + 1, 1e7 - 1, 1e7 + 2],
+        [0, 20, 0, 20, 1, 19.999, 20.001],
+    ],
+    ids=str,
+)
+def test_ties_count_one_half_whatever_rounding_makes_of_kinks(name, logits, dtype, device):
+    logits = torch.tensor(logits, dtype=dtype)
+    targets = torch.zeros_like(logits)
+    targets[:2] = 1
+    values = torch.tensor([0.5, 0.75], dtype=torch.float64)
+    for delta in (0.0, 1e-308, 1e-30, 1e-6, 1e-3, 0.1, 0.3):
+        losses, gradients = evaluate(name, *(x.to(device) for x in (logits, targets, values)), delta=delta)
+        finite = logits.double().clamp(-(2.0**40), 2.0**40)
+        expected, expected_gradients = oracle(name, finite, targets, values, delta=delta)
+        for actual, wanted in zip((*losses, *gradients), (*expected, *expected_gradients), strict=True):
+            assert_close(actual, wanted, dtype, atol=1e-13 if dtype == torch.float64 else 1e-7)
+
+
+@every_loss
+@pytest.mark.parametrize("regime", ["spread", "narrow", "few relevant"])
+def test_images_with_their_own_numbers_of_positives(name, regime, device):
+    labels = torch.full((9, 30), 3)
+    sizes = [0, 1, 2, 3, 0, 4, 20, 8, 1]
+    for image, size in enumerate(sizes):
+        labels[image, torch.randperm(30)[:size]] = torch.randint(0, 3, (size,))
+    labels[1, labels[1] == 3] = -1  # nothing but a positive and its other channels
+    logits, values = torch.randn(9, 30, 3, dtype=torch.float64), torch.rand(sum(sizes), dtype=torch.float64)
+    if regime == "narrow":
+        logits *= 0.01
+    elif regime == "few relevant":
+        logits[labels == 3] -= 6
+    losses, gradients = evaluate(name, *(x.to(device) for x in (logits, labels, values)), delta=0.5, per_image=True)
+    expected, expected_gradients = oracle(name, logits, labels, values, delta=0.5, per_image=True)
+    for actual, wanted in zip((*losses, *gradients), (*expected, *expected_gradients), strict=True):
+        assert_close(actual, wanted, times=10, atol=1e-13)
+
+
+@every_loss
+@pytest.mark.parametrize(("image", "negative"), [(0, 2), (1, 7), (2, 19)])
+def test_nan_stays_in_its_image(name, image, negative, device):
+    logits, targets = torch.randn(3, 20, dtype=torch.float64), torch.zeros(3, 20)
+    targets[:, :2] = targets[1, 2] = 1
+    values = torch.rand(7, dtype=torch.float64)
+    _, (expected, *_) = evaluate(name, *(x.to(device) for x in (logits, targets, values)), per_image=True)
+    logits[image, negative] = torch.nan
+    losses, (gradient, *_) = evaluate(name, *(x.to(device) for x in (logits, targets, values)), per_image=True)
+    assert losses[0].isnan()
+    assert gradient[image, :2].isnan().all()
+    others = torch.arange(3) != image
+    assert_close(gradient[others], expected[others])
+
+
+@every_loss
+def test_images_without_negatives(name, device):
+    logits, targets = torch.tensor([[3.0, 3.0], [1.0, 2.0], [0.0, 5.0]], device=device), torch.ones(3, 2, device=device)
+    losses, (gradient, *_) = evaluate(name, logits, targets, torch.zeros(6, device=device), per_image=True)
+    assert sum(losses) == 0
+    assert not gradient.any()
+    logits[1, 0] = torch.nan  # reaches every positive of its image, as where it has negatives
+    _, (gradient, *_) = evaluate(name, logits, targets, torch.zeros(6, device=device), per_image=True)
+    assert torch.equal(gradient.isnan().any(1).cpu(), torch.tensor([False, True, False]))
+    assert gradient[1].isnan().all()
+
+
+@of_the_reference
+@pytest.mark.parametrize("name", [*LOSSES, "dr"])
+def test_images_cost_no_loop(name):
+    """As many operations are called for 64 images as for 8 that differ as much in their numbers of positives."""
+
+    def num_operations(num_images):
+        logits, targets = torch.randn(num_images, 50), torch.zeros(num_images, 50)
+        for image in range(num_images):
+            targets[image, : image % 8] = 1
+        values = torch.rand(int(targets.sum()))
+        with profile() as operations:
+            if name == "dr":
+                rankloss.dr_loss(logits.requires_grad_(), targets, per_image=True).backward()
+            else:
+                evaluate(name, logits, targets, values, per_image=True)
+        return sum(event.count for event in operations.key_averages())
+
+    num_operations(2)
+    assert num_operations(64) < 1.1 * num_operations(8)
 
 
 @pytest.mark.parametrize("blocks", ["whole", "small blocks"])

@@ -47,7 +47,7 @@ def draw_error(axes: Axes, theme: dict[str, Any]) -> None:
     """Of each positive its rank among positives, the negatives above it, and the error that follows."""
     among = ap.rank_among_positives(POSITIVES, DELTA, dense)
     above = dense.count(NEGATIVES, POSITIVES, DELTA)
-    error = -POSITIVES.numel() * ap.ap_error(POSITIVES, above, DELTA, True, dense)[1]
+    error = ap.ap_error(POSITIVES, above, DELTA, True, dense)[0]
     for i, color in enumerate(theme["p"]):
         axes.barh(i, among[i], 0.5, color=color)
         axes.barh(i, above[i], 0.5, left=among[i], facecolor="none", edgecolor=theme["negative"], hatch="////")
@@ -62,7 +62,9 @@ def draw_error(axes: Axes, theme: dict[str, Any]) -> None:
 
 def draw_transport(axes: Axes, theme: dict[str, Any]) -> None:
     """The update of a negative as a function of its score, its kinks, and the negatives on it."""
-    weights = ap.ap_error(POSITIVES, dense.count(NEGATIVES, POSITIVES, DELTA), DELTA, True, dense)[2]
+    weights = (
+        ap.ap_error(POSITIVES, dense.count(NEGATIVES, POSITIVES, DELTA), DELTA, True, dense)[1] / POSITIVES.numel()
+    )
 
     def carried(scores: Tensor) -> Tensor:
         return dense.transport(scores, POSITIVES, weights, DELTA)

@@ -228,12 +228,11 @@ def _alrp_loss(
     batch = ranking.gather_batch(logits, targets, positions, per_image, ranks)
     errors = ranks.gather_values(localization_errors.to(batch.scores.dtype))
 
-    def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:
-        found = reference.alrp_error(positives, above, errors[scope], delta, eps, sorted_engine)
-        losses = found.classification, found.localization
-        return ranking.Error(losses, found.weights, (found.update,), (found.grad_errors,))
+    def error(positives: Tensor, above: Tensor, errors: Tensor) -> ranking.Error:
+        *losses, share, weights, grad_errors = reference.alrp_error(positives, above, errors, delta, eps, sorted_engine)
+        return ranking.Error(tuple(losses), weights, (-share,), (grad_errors,))
 
-    (classification, localization), state, (grad_errors,) = ranking.rank(batch, delta, max_positives, error)
+    (classification, localization), state, (grad_errors,) = ranking.rank(batch, delta, max_positives, error, errors)
     return classification, localization, *state, grad_errors
 
 

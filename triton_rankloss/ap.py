@@ -115,9 +115,9 @@ def _ap_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, fields of ranking.State with one update)."""
 
-    def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:
-        loss, update, weights = reference.ap_error(positives, above, delta, interpolate, sorted_engine)
-        return ranking.Error((loss,), weights, (update,))
+    def error(positives: Tensor, above: Tensor) -> ranking.Error:
+        found, weights = reference.ap_error(positives, above, delta, interpolate, sorted_engine)
+        return ranking.Error((found,), weights, (-found,))
 
     positions = positive_positions(logits, targets, None)
     arguments = {"delta": delta, "interpolate": interpolate}

@@ -1,7 +1,7 @@
 """DR Loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,8 @@ from .checks import check_bool, check_logits_and_targets, check_number, group_na
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
-from .targets import as_anchors, fill_others, in_blocks, positive_positions, select
+from .scopes import group_scopes
+from .targets import BLOCK, as_anchors, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -171,15 +172,16 @@ def _dr_loss_backward(
 ) -> Tensor:
     """Gradient of the logits, from `state` and the upstream gradient; S > 1: one scope for each logits[s]."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    tensors = (logits, targets, gradient)
-    for scope, (x, its_targets, grad) in enumerate(_scopes(tensors, per_image=state.shape[2] != 1)):
-        of_positives, of_negatives = state[..., scope]
+    num_scopes, (of_positives, of_negatives) = state.shape[2], state
+    for scopes, x, its_targets, grad in _split_scopes(num_scopes, logits, targets, gradient):
         for (grad_block, _), block in zip(in_blocks(grad, its_targets), in_blocks(x, its_targets), strict=True):
-            slopes = _slopes(clamp_infinities(block[0]), 1 / neg_lambda, of_negatives, upstream)
-            grad_block.copy_(fill_others(slopes, block[1], 0.0))
-        positions = positive_positions(x, its_targets, None)
-        slopes = _slopes(select(x, positions), -1 / pos_lambda, of_positives, upstream)
-        grad.view(-1).scatter_(0, positions, slopes.to(grad.dtype))
+            x_of_scopes = _by_scope(clamp_infinities(block[0]), scopes)
+            slopes = _slopes(x_of_scopes, 1 / neg_lambda, of_negatives[:, scopes, None], upstream)
+            grad_block.copy_(fill_others(slopes.view(grad_block.shape), block[1], 0.0))
+    positions = positive_positions(logits, targets, None)
+    its_state = of_positives[:, positions // max(1, logits.numel() // max(1, num_scopes))]
+    slopes = _slopes(select(logits, positions), -1 / pos_lambda, its_state, upstream)
+    gradient.view(-1).scatter_(0, positions, slopes.to(gradient.dtype))
     return gradient
 
 
@@ -224,23 +226,21 @@ def _check_same_call(
         distributed.check_same_call("dr_loss", arguments, logits, 0, group)
 
 
-def _scopes(tensors: Sequence[Tensor], per_image: bool) -> list[tuple[Tensor, ...]]:
-    """The tensors of every image, or as they are."""
-    return list(zip(*tensors, strict=True)) if per_image else [tuple(tensors)]
-
-
 def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_image: bool, group: str | None) -> Tensor:
     """`reference.tilted_sums` of positives and negatives, [2, 3, S], of all ranks where they share the scope."""
-    scopes = _scopes((logits, targets), per_image)
-    sums = torch.empty(2, 3, len(scopes), dtype=accumulation_dtype(logits), device=logits.device)
-    for scope, (x, its_targets) in enumerate(scopes):
-        positives = select(x, positive_positions(x, its_targets, None))
+    num_scopes = logits.shape[0] if per_image else 1
+    sums = torch.empty(2, 3, num_scopes, dtype=accumulation_dtype(logits), device=logits.device)
+    positions = positive_positions(logits, targets, None)
+    p = select(logits, positions).sigmoid()
+    ends = torch.arange(num_scopes + 1, device=logits.device) * (logits.numel() // max(1, num_scopes))
+    for some in group_scopes(torch.searchsorted(positions, ends), BLOCK):
+        sums[0][:, some.scopes] = reference.tilted_sums(some.of_positives(p, math.inf), k[0])
+    for scopes, x, its_targets in _split_scopes(num_scopes, logits, targets):
         of_blocks = [
-            reference.tilted_sums(fill_others(clamp_infinities(block).sigmoid_(), block_targets, -math.inf), k[1])
-            for block, block_targets in in_blocks(x, its_targets)
+            reference.tilted_sums(_by_scope(_probabilities(*block), scopes), k[1])
+            for block in in_blocks(x, its_targets)
         ]
-        sums[0, :, scope] = reference.tilted_sums(positives.sigmoid(), k[0])
-        sums[1, :, scope] = reference.add_tilted_sums(torch.stack(of_blocks, 1), k[1])
+        sums[1][:, scopes] = reference.add_tilted_sums(torch.stack(of_blocks, -1), k[1])
     if group is None or per_image:
         return sums
     everyone = distributed.gather(sums.view(6, 1), [1] * distributed.world_size(group), group).view(2, 3, -1)
@@ -248,7 +248,26 @@ def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_ima
     return torch.stack(added).unsqueeze(-1)
 
 
+def _split_scopes(num_scopes: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """(a slice of the scopes, what tensors [S, ...] hold for them): a single scope, or as many as make one block."""
+    at_once = max(1, BLOCK * num_scopes // max(1, tensors[0].numel()))
+    for first in range(0, num_scopes, at_once):
+        scopes = slice(first, min(first + at_once, num_scopes))
+        yield scopes, *[x if num_scopes == 1 else x[scopes] for x in tensors]
+
+
+def _by_scope(block: Tensor, scopes: slice) -> Tensor:
+    """[G, ...] of the candidates in a block of G scopes."""
+    num_scopes = scopes.stop - scopes.start
+    return block.view(num_scopes, block.numel() // num_scopes)
+
+
+def _probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of the negatives of a block; -inf elsewhere."""
+    return fill_others(clamp_infinities(logits).sigmoid_(), targets, -math.inf)
+
+
 def _slopes(logits: Tensor, k: float, state: Tensor, upstream: Tensor) -> Tensor:
-    """Gradient of logits of one kind, from what `state` [3] keeps of it."""
+    """Gradient of logits [...] of one kind, from what `state` [3, ...] keeps of it."""
     coefficient, shift, mean = state
     return coefficient * upstream * reference.tilted_slopes(logits, k, shift, mean)

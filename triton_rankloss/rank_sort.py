@@ -186,12 +186,12 @@ def _rank_sort_loss(
     batch = ranking.gather_batch(logits, targets, positions, per_image, ranks)
     all_iou = ranks.gather_values(own_iou.to(batch.scores.dtype))
 
-    def error(positives: Tensor, above: Tensor, scope: slice) -> ranking.Error:
-        mean_ranking, update, weights = reference.ranking_error(positives, above, delta, eps, sorted_engine)
-        mean_sorting, sorting_update = reference.sorting_error(positives, all_iou[scope], delta)
-        return ranking.Error((mean_ranking, mean_sorting), weights, (update, sorting_update))
+    def error(positives: Tensor, above: Tensor, iou: Tensor) -> ranking.Error:
+        ranking_error, share, weights = reference.ranking_error(positives, above, delta, eps, sorted_engine)
+        sorting_error, update = reference.sorting_error(positives, iou, delta)
+        return ranking.Error((ranking_error, sorting_error), weights, (-share, update))
 
-    (mean_ranking, mean_sorting), state, _ = ranking.rank(batch, delta, max_positives, error)
+    (mean_ranking, mean_sorting), state, _ = ranking.rank(batch, delta, max_positives, error, all_iou)
     return mean_ranking, mean_sorting, *state
 
 

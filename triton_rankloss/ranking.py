@@ -9,7 +9,6 @@ state in backward, scaled by the upstream gradient before it is rounded to their
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from . import dispatch
 from .distributed import Ranks
 from .dtypes import accumulation_dtype, result_dtype
 from .reference import sorted as sorted_engine
+from .scopes import Group, group_scopes
 from .targets import are_labels, are_negative, negative_mask, positive_positions
 
 LARGEST_SCORE = 2.0**40  # scores beyond count as this: so large, p - delta and p + delta still differ in float64
@@ -41,16 +41,12 @@ class Batch(NamedTuple):
 
 
 class Error(NamedTuple):
-    """What a loss makes of the positives of a scope and the number of negatives above each; all scale together."""
+    """What a loss makes of positives and the number of negatives above each, [..., P] all; |P| times what they add."""
 
     losses: tuple[Tensor, ...]
-    weights: (
-        Tensor  # [P] w_i: negative j receives sum_i w_i H(n_j - p_i), times the upstream gradient of the first loss
-    )
-    updates: tuple[
-        Tensor, ...
-    ]  # K of [P]: what positive i receives, times the upstream gradients of the first K losses
-    besides: tuple[Tensor, ...] = ()  # [P] each: further gradients
+    weights: Tensor  # w_i: negative j receives sum_i w_i H(n_j - p_i), times the upstream gradient of the first loss
+    updates: tuple[Tensor, ...]  # what positive i receives, times the upstream gradients of the first losses
+    besides: tuple[Tensor, ...] = ()  # further gradients
 
 
 class State(NamedTuple):
@@ -81,42 +77,52 @@ def rank(
     batch: Batch,
     delta: float,
     max_positives: int | None,
-    error: Callable[[Tensor, Tensor, slice], Error],
+    error: Callable[..., Error],
+    *values: Tensor,
 ) -> tuple[tuple[Tensor, ...], State, tuple[Tensor, ...]]:
     """Count in every scope, call `error`, and average over the scopes that have a positive: the reference's forward.
 
-    `error` is given the positives p [P] of a scope, the negatives above each, b [P], and where the scope is among all
-    positives. Returns (losses, state, what `error` found besides, for the positives of this rank).
+    `error` is given the positives p [G, P] of G scopes, the negatives above each, b [G, P], and their own of `values`.
+    Where a scope has fewer than P, what is found for the rest is dropped: they lie below all, under infinitely many.
+    Returns (losses, state, what `error` found besides, for the positives of this rank).
     """
-    found = []
-    for scope, logits, targets in split_scopes(batch.logits, batch.targets, batch.offsets):
-        positives = batch.scores[scope]
-        above = batch.ranks.total_count(count_negatives(logits, targets, positives, delta))
-        found.append(error(positives, above, scope))
-    mean = 1 / (batch.offsets.diff() > 0).sum().clamp(min=1).to(batch.scores.dtype)
-    losses = [torch.stack(parts).sum() * mean for parts in zip(*(scope.losses for scope in found), strict=True)]
-    weights = torch.cat([scope.weights for scope in found]) * mean
-    updates = torch.cat([torch.stack(scope.updates) for scope in found], 1) * mean
-    besides = [torch.cat(parts) * mean for parts in zip(*(scope.besides for scope in found), strict=True)]
-    losses = batch.ranks.mean_over_scopes(losses, [weights, updates, *besides], batch.offsets)
+    num_positives = batch.offsets.diff()
+    low = below_all(delta)
+    parts: tuple[Tensor, ...] = ()
+    for group in scopes_at_once(batch.logits, batch.offsets):
+        positives = group.of_positives(batch.scores, low)
+        above = batch.ranks.total_count(_count_negatives(batch.logits, batch.targets, group, positives, delta))
+        if group.there is not None:
+            above.masked_fill_(~group.there, torch.inf)
+        found = error(positives, above, *[group.of_positives(value, low) for value in values])
+        fields = found.losses, (found.weights,), found.updates, found.besides
+        parts = parts or tuple(batch.scores.new_empty(len(field), batch.scores.numel()) for field in fields)
+        for part, field in zip(parts, fields, strict=True):
+            for all_positives, own in zip(part, field, strict=True):
+                group.put(own, all_positives)
+    share = 1 / (num_positives * (num_positives > 0).sum()).to(batch.scores.dtype)
+    if share.numel() > 1:
+        share = share.repeat_interleave(num_positives)
+    losses, (weights,), updates, besides = (part * share for part in parts)
+    sums = batch.ranks.mean_over_scopes([loss.sum() for loss in losses], [weights, updates, besides], batch.offsets)
 
     dtype = result_dtype(batch.logits)
     scores, nothing = batch.scores.to(dtype), (weights.new_empty(0, dtype=dtype), batch.positions.new_empty(0).int())
     state = State(batch.positions, scores, weights.to(dtype), updates.to(dtype), batch.offsets, *nothing)
-    losses = [loss.to(dtype) for loss in losses]
+    sums = [loss.to(dtype) for loss in sums]
     if max_positives is not None:
-        losses, state = pad_to_bound(losses, state, max_positives)
-    return tuple(losses), state, tuple(batch.ranks.own_values(part).to(dtype) for part in besides)
+        sums, state = pad_to_bound(sums, state, max_positives)
+    return tuple(sums), state, tuple(batch.ranks.own_values(part).to(dtype) for part in besides)
 
 
-def split_scopes(logits: Tensor, targets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(where its positives are among all, logits, targets) of every scope."""
-    bounds = list(pairwise(offsets.tolist()))
-    if len(bounds) == 1:
-        yield slice(*bounds[0]), logits, targets
-        return
-    for (first, last), scope_logits, scope_targets in zip(bounds, logits, targets, strict=True):
-        yield slice(first, last), scope_logits, scope_targets
+def scopes_at_once(logits: Tensor, offsets: Tensor) -> Iterator[Group]:
+    """The scopes of `logits` that are ranked side by side."""
+    return group_scopes(offsets, LOGITS_AT_ONCE * (offsets.numel() - 1) // max(1, logits.numel()))
+
+
+def below_all(delta: float) -> float:
+    """A score so low that it matters to no candidate."""
+    return -4 * (LARGEST_SCORE + delta)
 
 
 def clamp_scores(scores: Tensor) -> Tensor:
@@ -124,37 +130,64 @@ def clamp_scores(scores: Tensor) -> Tensor:
     return scores.to(accumulation_dtype(scores)).clamp(-LARGEST_SCORE, LARGEST_SCORE)
 
 
-def count_negatives(logits: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
-    """b_i [P]: how many negatives of a scope, on this rank, are ranked above each positive."""
-    above = torch.zeros_like(positives)
-    for _, _, negatives in relevant_negatives(logits, targets, positives, delta):
-        above += sorted_engine.count(negatives, positives, delta)
+def _count_negatives(logits: Tensor, targets: Tensor, group: Group, positives: Tensor, delta: float) -> Tensor:
+    """b [G, P]: how many negatives of the same scope, on this rank, are ranked above each positive."""
+    above = torch.zeros_like(positives) + 0 * positives.sum(-1, keepdim=True)  # NaN reaches all, without negatives too
+    kinks = sorted_engine.sort_kinks(positives, delta)
+    for negatives in relevant_negatives(logits, targets, group, positives, delta):
+        masses = None if negatives.there is None else negatives.there.to(above.dtype)
+        above += sorted_engine.count(negatives.scores, positives, delta, masses, kinks)
     return above
 
 
-def relevant_negatives(
-    logits: Tensor, targets: Tensor, positives: Tensor, delta: float
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(block of the flat logits, positions in it [M], scores [M]) of the negatives that some positive can see.
+class Negatives(NamedTuple):
+    """Negatives of each of G scopes that some positive can see, padded to N of each."""
 
-    Chooses by score first: where few are left, only their targets are looked up. NaN counts as seen, so that it reaches
-    the loss.
+    block: slice  # of the flat logits of these scopes
+    positions: Tensor  # of all, in this block, flat
+    scores: Tensor  # [G, N]
+    there: Tensor | None  # bool [G, N]; None where nothing is padded
+
+
+def relevant_negatives(
+    logits: Tensor, targets: Tensor, group: Group, positives: Tensor, delta: float
+) -> Iterator[Negatives]:
+    """Choose by score first: where few are left, only their targets are looked up.
+
+    NaN counts as seen, so that it reaches the loss.
     """
     if positives.numel() == 0 or logits.numel() == 0:
         return
-    lowest = positives.min() - delta
+    logits, targets = (group.of_scopes(x) for x in (logits, targets))
+    real = positives if group.there is None else positives.masked_fill(~group.there, torch.inf)
+    lowest = real.amin(-1, keepdim=True) - delta
     lowest = torch.where(lowest <= -LARGEST_SCORE, -torch.inf, lowest)  # among scores that are not clamped
-    start = 0
+    num_scopes, start = positives.shape[0], 0
     for block, block_targets in split_blocks(logits, targets):
-        seen = ~(block < lowest)
+        seen = ~(block.reshape(num_scopes, -1) < lowest.to(block.dtype)).view(block.shape)
         if 4 * int(seen.count_nonzero()) < seen.numel():
             positions = seen.reshape(-1).nonzero().squeeze(1)
             positions = positions[are_negative(block, block_targets, positions)]
         else:
             positions = (seen & negative_mask(block, block_targets)).reshape(-1).nonzero().squeeze(1)
-        for part in positions.split(NEGATIVES_AT_ONCE):
-            yield slice(start, start + block.numel()), part, clamp_scores(block.reshape(-1).index_select(0, part))
+        for part in positions.split(NEGATIVES_AT_ONCE if num_scopes == 1 else block.numel()):
+            scores = clamp_scores(block.reshape(-1).index_select(0, part))
+            padded = _pad_rows(scores, part, num_scopes, block.numel() // num_scopes)
+            yield Negatives(slice(start, start + block.numel()), part, *padded)
         start += block.numel()
+
+
+def _pad_rows(values: Tensor, positions: Tensor, num_rows: int, length: int) -> tuple[Tensor, Tensor | None]:
+    """([G, N], where in it the values are) of values at flat positions in G rows of that length."""
+    if num_rows == 1:
+        return values.unsqueeze(0), None
+    ends = length * torch.arange(num_rows + 1, device=positions.device)
+    sizes = torch.searchsorted(positions, ends).diff()
+    there = torch.arange(int(sizes.max()), device=positions.device) < sizes[:, None]
+    if there.all():
+        return values.view(there.shape), None
+    # Padding weighs nothing; where all scores lie close together, so does this one of them.
+    return values[:1].nan_to_num().expand(there.shape).masked_scatter(there, values), there
 
 
 def split_blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -201,12 +234,19 @@ def transport(
     upstream, scores = upstream.to(dtype), scores.to(dtype)
     weights = weights.to(dtype) * upstream[0]
     gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    scope_gradients = gradient.view(offsets.numel() - 1, -1)
-    scopes = split_scopes(logits, targets, offsets)
-    for grad_scope, (scope, scope_logits, scope_targets) in zip(scope_gradients, scopes, strict=True):
-        for block, part, negatives in relevant_negatives(scope_logits, scope_targets, scores[scope], delta):
-            carried = sorted_engine.transport(negatives, scores[scope], weights[scope], delta)
-            grad_scope[block].scatter_(0, part, carried.to(gradient.dtype))
+    rows = gradient.view(offsets.numel() - 1, -1)
+    for group in scopes_at_once(logits, offsets):
+        own = (
+            rows[group.scopes[0]] if group.scopes.numel() == 1 else rows.new_zeros(group.scopes.numel(), rows.shape[1])
+        )
+        positives, own_weights = group.of_positives(scores, below_all(delta)), group.of_positives(weights, 0)
+        kinks = sorted_engine.sort_kinks(positives, delta)
+        for negatives in relevant_negatives(logits, targets, group, positives, delta):
+            carried = sorted_engine.transport(negatives.scores, positives, own_weights, delta, kinks)
+            carried = carried.view(-1) if negatives.there is None else carried.masked_select(negatives.there)
+            own.view(-1)[negatives.block].scatter_(0, negatives.positions, carried.to(gradient.dtype))
+        if group.scopes.numel() > 1:
+            rows[group.scopes] = own
     if scores.isnan().all():  # as where there are more positives than their bound
         gradient.view(-1)[positive_positions(logits, targets, None)] = torch.nan
     own = (positions >= 0) & (torch.arange(positions.numel(), device=positions.device) < offsets[-1])

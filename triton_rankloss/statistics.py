@@ -1,14 +1,16 @@
 """Statistics of a ranking, for logs: out of what the loss has kept for backward, without a second pass."""
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .dtypes import accumulation_dtype
+from .ranking import below_all
 from .reference import sorted as sorted_engine
 from .reference.ap import rank_among_positives
+from .scopes import group_scopes
+from .targets import BLOCK
 
 
 class RankingStatistics(NamedTuple):
@@ -63,21 +65,21 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
         )
     saved: Any = node  # torch's type of a node lacks its saved tensors
     logits, _, positions, scores, weights, updates, offsets = saved.saved_tensors[:7]
-    bounds = offsets.tolist()
-    num_positives = bounds[-1]
+    num_positives = int(offsets[-1])
     dtype = accumulation_dtype(logits)
     scores, weights = scores[:num_positives].to(dtype), weights[:num_positives].to(dtype)
     # Negative j receives sum_i w_i H(n_j - p_i), all of them as much as the positives get: update_i = -w_i b_i.
     above = torch.where(weights == 0, 0, -updates[0, :num_positives].to(dtype) / weights)
-    scopes = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
-    among = torch.cat(
-        [scores[:0], *(rank_among_positives(scores[scope], node.delta, sorted_engine) for scope in scopes)]
-    )
+    among = torch.empty_like(above)
+    for group in group_scopes(offsets, BLOCK):
+        found = rank_among_positives(group.of_positives(scores, below_all(node.delta)), node.delta, sorted_engine)
+        group.put(found, among)
     precision = among / (among + above)
+    sizes = offsets.diff()
     nan = precision.new_tensor(torch.nan)
     return RankingStatistics(
         num_positives,
-        torch.stack([precision[scope].mean() for scope in scopes] or [nan]).mean().to(loss.dtype),
+        ((precision / sizes.repeat_interleave(sizes)).sum() / (sizes > 0).sum()).to(loss.dtype),
         (among + above).max().to(loss.dtype) if num_positives else nan.to(loss.dtype),
         above.max().to(loss.dtype) if num_positives else nan.to(loss.dtype),
         _mean_by_class(precision, positions[:num_positives], logits).to(loss.dtype),

@@ -30,7 +30,7 @@ from .count import count
 from .finish import finish
 from .kinks import make_kinks
 from .positives import TILE, empty_state, load_tile, scope_steps, sort
-from .step import half_inverse, step
+from .step import half_inverse, representable, step
 
 
 @triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
@@ -125,6 +125,7 @@ def forward(
     else:
         errors = pad_to_bound(localization_errors, max_positives)
     ranks = join_ranks(group, "alrp_loss", {"delta": delta, "eps": eps}, logits, errors.numel(), per_image)
+    delta = representable(delta)
     positives, order, among = sort(gather_positives(positives, ranks), delta)
     kinks = make_kinks(positives, delta, max_positives)
     errors = ranks.gather_values(errors)[order]

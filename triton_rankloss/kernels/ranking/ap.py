@@ -28,6 +28,7 @@ from .count import count
 from .finish import BLOCK, WARPS, empty_bends, store_bends, store_lines, sum_scopes
 from .kinks import make_kinks
 from .positives import empty_state, sort
+from .step import representable
 
 
 @triton.jit
@@ -98,6 +99,7 @@ def forward(
     positives = find_positives(scopes, max_positives)
     arguments = {"delta": delta, "interpolate": interpolate}
     ranks = join_ranks(group, "ap_loss", arguments, logits, positives.scores.numel(), per_image)
+    delta = representable(delta)
     positives, _, among = sort(gather_positives(positives, ranks), delta)
     kinks = make_kinks(positives, delta, max_positives)
     above = ranks.total_count(count(scopes, positives, kinks, delta))

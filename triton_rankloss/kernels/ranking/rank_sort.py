@@ -33,7 +33,7 @@ from .count import count
 from .finish import finish
 from .kinks import make_kinks
 from .positives import TILE, empty_state, load_tile, scope_steps, sort
-from .step import half_inverse, step
+from .step import half_inverse, representable, step
 
 
 @triton.jit(do_not_specialize=["capacity", "num_scopes", "num_scope_steps"])
@@ -152,6 +152,7 @@ def forward(
     else:
         iou = pad_to_bound(iou, max_positives)
     ranks = join_ranks(group, "rank_sort_loss", {"delta": delta, "eps": eps}, logits, iou.numel(), per_image)
+    delta = representable(delta)
     positives, order, _ = sort(gather_positives(positives, ranks), delta)
     kinks = make_kinks(positives, delta, max_positives)
     iou = ranks.gather_values(iou)[order]

@@ -26,6 +26,7 @@ from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
 from ..grid import cdiv
 from .finish import load_lines
 from .kinks import CELLS, cell_scale, find_bins
+from .step import representable
 
 # Not yet measured on a GPU; from instruction counts.
 BLOCK = 256  # one warp, eight logits a lane: two stores of 16 bytes in float32, one in half precision
@@ -156,7 +157,7 @@ def backward(
         num_candidates=scopes.num_candidates,
         capacity=capacity,
         programs_in_scope=programs_in_scope,
-        delta=delta,
+        delta=representable(delta),
         BLOCK=BLOCK,
         BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
         CELLS=CELLS,
