@@ -20,8 +20,10 @@ of large weights are rounded least.
     partial [6, S, R]    shift, sum of w, sum of w c of the positives, then of the negatives, of every R-th block of s
     state [2, 3, S]      of positives and negatives, (coefficient, shift, mean) of scope s; shift = mean
 
-    owner of outputs     _sums_kernel (r, s): partial[:, s, r];  dr_combine.py: loss and state;
-                         _gradient_kernel (b, s): the gradient of block b of scope s
+    background [S, B]    of every block, whether it holds negatives alone: blocks.py
+
+    owner of outputs     _sums_kernel (r, s): partial[:, s, r], background of its blocks;
+                         dr_combine.py: loss and state;  _gradient_kernel (t, s): the gradient of its blocks of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
     process group        dr_group.py adds up the partial sums of each rank, and dr_combine.py those of all
@@ -36,22 +38,32 @@ from torch import Tensor
 
 from ...distributed import world_size
 from ...dtypes import result_dtype
-from ..arithmetic import exponential, number, reciprocal
-from ..candidates import load_candidates, scopes_of
+from ...targets import background_flags
+from ..arithmetic import exp_minus_abs, number, reciprocal
+from ..candidates import scopes_of
+from ..grid import cdiv
+from .blocks import (
+    BLOCKS_AT_ONCE,
+    block_arguments,
+    blocks_of,
+    is_background,
+    kinds_of_block,
+    load_block,
+    programs_of,
+    store_block,
+    sum_fours,
+)
 from .dr_combine import combine_sums
 from .dr_group import gather_sums, mean_over_images
 
-# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
-# registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
-BLOCK = 1024
-MAX_PROGRAMS = 1024  # that read the logits: several for each multiprocessor of today's GPUs
+LN2 = tl.constexpr(math.log(2))
 LARGEST_CENTERED = 96.0  # |k| up to which the forward pass keeps the shift at 1/2
 
 
 @triton.jit
 def _probability(x):
     """(c = sigmoid(x) - 1/2, the derivative of sigmoid)."""
-    e = exponential(-tl.abs(x))
+    e = exp_minus_abs(x)
     r = reciprocal(1 + e)
     q = e * r
     return tl.where(x < 0, q - 0.5, 0.5 - q), q * r
@@ -86,46 +98,60 @@ def _store_sums(partial_ptr, stride, shift, sum_w, sum_wc, rate, SHIFTED: tl.con
 def _sums_kernel(
     logits_ptr,
     targets_ptr,
+    background_ptr,
     partial_ptr,
     num_candidates,
+    num_targets,
     positive_rate: tl.float64,
     negative_rate: tl.float64,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
     SHIFTED: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """Sums of w and w c over every num_programs-th block of a scope."""
     program, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_programs = tl.num_programs(0)
+    num_programs, num_blocks = tl.num_programs(0), tl.cdiv(num_candidates, BLOCK)
+    logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    targets_ptr += scope * num_targets
+    background_ptr += scope * num_blocks
     positive_rate, negative_rate = number(positive_rate, COMPUTE), number(negative_rate, COMPUTE)
     # The shifts that weigh least, of c in [-1/2, 1/2]; without SHIFTED the shift is 0.
-    positive_shift = tl.full([BLOCK], 0.5, COMPUTE)
-    positive_w = tl.zeros([BLOCK], COMPUTE)
-    positive_wc = tl.zeros([BLOCK], COMPUTE)
-    negative_shift = tl.full([BLOCK], -0.5, COMPUTE)
-    negative_w = tl.zeros([BLOCK], COMPUTE)
-    negative_wc = tl.zeros([BLOCK], COMPUTE)
-    for block in range(program, tl.cdiv(num_candidates, BLOCK), num_programs):
-        start = tl.cast(block, tl.int64) * BLOCK
-        _, _, x, negative, positive = load_candidates(
-            logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-        )
-        c, _ = _probability(x)
+    SUMS: tl.constexpr = BLOCK if SHIFTED else BLOCK // 4
+    positive_shift = tl.full([SUMS], 0.5, COMPUTE)
+    positive_w = tl.zeros([SUMS], COMPUTE)
+    positive_wc = tl.zeros([SUMS], COMPUTE)
+    negative_shift = tl.full([SUMS], -0.5, COMPUTE)
+    negative_w = tl.zeros([SUMS], COMPUTE)
+    negative_wc = tl.zeros([SUMS], COMPUTE)
+    for block in range(program, num_blocks, num_programs):
+        start = tl.cast(block, INDEX) * BLOCK
+        x = load_block(logits_ptr, start, num_candidates, BLOCK)
+        background = is_background(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+        tl.store(background_ptr + block, background)
+        c, _ = _probability(x.to(COMPUTE))
         if SHIFTED:
+            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
             positive_shift, positive_w, positive_wc = _add_shifted(
                 positive_shift, positive_w, positive_wc, c, positive, positive_rate
             )
             negative_shift, negative_w, negative_wc = _add_shifted(
                 negative_shift, negative_w, negative_wc, c, negative, negative_rate
             )
+        elif background:
+            w = tl.exp2(negative_rate * c)
+            negative_w += sum_fours(w)
+            negative_wc += sum_fours(w * c)
         else:
+            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
             w = tl.exp2(tl.where(positive, positive_rate, negative_rate) * c)
-            positive_w += tl.where(positive, w, 0)
-            positive_wc += tl.where(positive, w * c, 0)
-            negative_w += tl.where(negative, w, 0)
-            negative_wc += tl.where(negative, w * c, 0)
+            positive_w += sum_fours(tl.where(positive, w, 0))
+            positive_wc += sum_fours(tl.where(positive, w * c, 0))
+            negative_w += sum_fours(tl.where(negative, w, 0))
+            negative_wc += sum_fours(tl.where(negative, w * c, 0))
     stride = tl.num_programs(1).to(tl.int64) * num_programs
     own_ptr = partial_ptr + scope * num_programs + program
     _store_sums(own_ptr, stride, positive_shift, positive_w, positive_wc, positive_rate, SHIFTED)
@@ -133,37 +159,60 @@ def _sums_kernel(
 
 
 @triton.jit
+def _slopes(x, coefficient, mean, rate):
+    """Gradients of logits of one kind; exp and its exponent in powers of 2, which is one instruction."""
+    c, slope = _probability(x)
+    exponent = rate * c - rate * (mean - 0.5)
+    return slope * tl.exp2(exponent) * (coefficient + coefficient * LN2 * exponent)
+
+
+@triton.jit
 def _gradient_kernel(
     logits_ptr,
     targets_ptr,
+    background_ptr,
     state_ptr,
     upstream_ptr,
     gradient_ptr,
     num_candidates,
-    positive_k: tl.float64,
-    negative_k: tl.float64,
+    num_targets,
+    positive_rate: tl.float64,
+    negative_rate: tl.float64,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCKS_AT_ONCE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of a block of logits."""
-    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_scopes = tl.num_programs(1)
-    start = tl.cast(block, tl.int64) * BLOCK
-    positions, in_scope, x, negative, positive = load_candidates(
-        logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-    )
+    """Gradient of some blocks of logits."""
+    scope, num_scopes = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    num_blocks = tl.cdiv(num_candidates, BLOCK)
+    first = tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    logits_ptr += first
+    gradient_ptr += first
+    targets_ptr += scope * num_targets
+    background_ptr += scope * num_blocks
+    state_ptr += scope
     upstream = tl.load(upstream_ptr).to(COMPUTE)
-    own_ptr = state_ptr + scope
-    coefficient = tl.where(positive, tl.load(own_ptr), tl.load(own_ptr + 3 * num_scopes)) * upstream
-    mean = tl.where(positive, tl.load(own_ptr + 2 * num_scopes), tl.load(own_ptr + 5 * num_scopes))
-    k = tl.where(positive, number(positive_k, COMPUTE), number(negative_k, COMPUTE))
-    c, slope = _probability(x)
-    exponent = k * (c - (mean - 0.5))
-    gradient = coefficient * exponential(exponent) * (1 + exponent) * slope
-    gradient = tl.where(positive | negative, gradient, 0)
-    tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_scope)
+    positive_coefficient, positive_mean = tl.load(state_ptr) * upstream, tl.load(state_ptr + 2 * num_scopes)
+    negative_coefficient = tl.load(state_ptr + 3 * num_scopes) * upstream
+    negative_mean = tl.load(state_ptr + 5 * num_scopes)
+    positive_rate, negative_rate = number(positive_rate, COMPUTE), number(negative_rate, COMPUTE)
+    first_block = tl.program_id(0) * BLOCKS_AT_ONCE
+    for block in range(first_block, tl.minimum(first_block + BLOCKS_AT_ONCE, num_blocks)):
+        start = tl.cast(block, INDEX) * BLOCK
+        x = load_block(logits_ptr, start, num_candidates, BLOCK).to(COMPUTE)
+        if tl.load(background_ptr + block) != 0:
+            gradient = _slopes(x, negative_coefficient, negative_mean, negative_rate)
+        else:
+            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+            coefficients = tl.where(positive, positive_coefficient, negative_coefficient)
+            means = tl.where(positive, positive_mean, negative_mean)
+            rates = tl.where(positive, positive_rate, negative_rate)
+            gradient = tl.where(positive | negative, _slopes(x, coefficients, means, rates), 0)
+        store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
 
 
 def forward(
@@ -176,63 +225,75 @@ def forward(
     tau: float,
     per_image: bool,
     group: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, state [2, 3, S])."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, state [2, 3, S], background [S, B])."""
     shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
-    partial = _sum_parts(logits, targets, rates, shifted, per_image)
+    background = background_flags(logits, per_image)
+    partial = _sum_parts(logits, targets, background, rates, shifted, per_image)
     if group is not None and not per_image:
         partial = gather_sums(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
     loss, state = combine_sums(partial, rates, margin, L, tau, shifted, result_dtype(logits))
-    if group is None:
-        return loss, state
-    if per_image:
-        return mean_over_images(loss, state, partial, group)
-    state[:, 0] *= world_size(group)
-    return loss, state
+    if group is not None:
+        if per_image:
+            loss, state = mean_over_images(loss, state, partial, group)
+        else:
+            state[:, 0] *= world_size(group)
+    return loss, state, background
 
 
-def _sum_parts(logits: Tensor, targets: Tensor, rates: tuple[float, float], shifted: bool, per_image: bool) -> Tensor:
-    """Partial sums [2, 3, S, R]; R = 0 without logits."""
+def _sum_parts(
+    logits: Tensor,
+    targets: Tensor,
+    background: Tensor,
+    rates: tuple[float, float],
+    shifted: bool,
+    per_image: bool,
+) -> Tensor:
+    """Partial sums [2, 3, S, R]; R = 0 without logits. Fills `background`."""
     dtype = result_dtype(logits)
     if logits.numel() == 0:
         return logits.new_empty((2, 3, logits.shape[0] if per_image else 1, 0), dtype=dtype)
     scopes = scopes_of(logits, targets, per_image)
-    num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // scopes.num_scopes))
-    partial = logits.new_empty((2, 3, scopes.num_scopes, num_programs), dtype=dtype)
+    partial = logits.new_empty((2, 3, scopes.num_scopes, programs_of(scopes)), dtype=dtype)
     positive_rate, negative_rate = rates
-    _sums_kernel[num_programs, scopes.num_scopes](
+    _sums_kernel[partial.shape[3], scopes.num_scopes](
         scopes.logits,
         scopes.targets,
+        background,
         partial,
-        num_candidates=scopes.num_candidates,
         positive_rate=positive_rate,
         negative_rate=negative_rate,
-        BLOCK=BLOCK,
         SHIFTED=shifted,
-        **scopes.arguments(),
+        **block_arguments(scopes),
     )
     return partial
 
 
 def backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+    logits: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    background: Tensor,
+    upstream: Tensor,
+    pos_lambda: float,
+    neg_lambda: float,
 ) -> Tensor:
     """Gradient of the logits."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() == 0:
         return gradient
     scopes = scopes_of(logits, targets, per_image=state.shape[2] > 1)
-    _gradient_kernel[triton.cdiv(scopes.num_candidates, BLOCK), scopes.num_scopes](
+    _gradient_kernel[cdiv(blocks_of(scopes), BLOCKS_AT_ONCE), scopes.num_scopes](
         scopes.logits,
         scopes.targets,
+        background,
         state,
         upstream,
         gradient,
-        num_candidates=scopes.num_candidates,
-        positive_k=-1 / pos_lambda,
-        negative_k=1 / neg_lambda,
-        BLOCK=BLOCK,
-        **scopes.arguments(),
+        positive_rate=-1 / (pos_lambda * math.log(2)),
+        negative_rate=1 / (neg_lambda * math.log(2)),
+        BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
+        **block_arguments(scopes),
     )
     return gradient
