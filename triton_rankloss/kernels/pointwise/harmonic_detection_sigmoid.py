@@ -47,13 +47,13 @@ def _sums_kernel(
         start = tl.cast(block, tl.int64) * BLOCK
         positions, in_range, negative, _ = load_targets(targets_ptr, 0, start, num_logits, BLOCK, NUM_CLASSES, LABELS)
         x = clamp_infinities(tl.load(logits_ptr + positions, mask=in_range, other=0), COMPUTE)
-        sum_negatives += tl.where(negative, focal(-x, gamma, POWER), 0)
+        sum_negatives += tl.where(negative, focal(x, gamma, POWER), 0)
     sum_positives = tl.zeros([TILE], COMPUTE)
     for tile in range(program, tl.cdiv(num_positives, TILE), num_programs):
         i = tl.cast(tile, tl.int64) * TILE + tl.arange(0, TILE)
         positions = tl.load(positions_ptr + i, mask=i < num_positives, other=0)
         x = clamp_infinities(tl.load(logits_ptr + positions, mask=i < num_positives, other=0), COMPUTE)
-        c = positive_weight * focal(x, gamma, POWER)
+        c = positive_weight * focal(-x, gamma, POWER)
         sum_positives += add_positives(c, localization_ptr, slopes_ptr, i, num_positives, DETACH)
     tl.store(partial_ptr + program, tl.sum(sum_negatives))
     tl.store(partial_ptr + num_programs + program, tl.sum(sum_positives))
@@ -76,7 +76,7 @@ def _store_positives(
     in_range = i < num_positives
     positions = tl.load(positions_ptr + i, mask=in_range, other=0)
     x = clamp_infinities(tl.load(logits_ptr + positions, mask=in_range, other=0), COMPUTE)
-    gradient = tl.load(slopes_c_ptr + i, mask=in_range, other=0) * (weight * focal_slope(x, gamma, POWER))
+    gradient = tl.load(slopes_c_ptr + i, mask=in_range, other=0) * (-weight * focal_slope(-x, gamma, POWER))
     tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_range)
 
 
@@ -100,7 +100,7 @@ def _store_negatives(
         targets_ptr, 0, start, num_logits, BLOCK, NUM_CLASSES, LABELS
     )
     x = clamp_infinities(tl.load(logits_ptr + positions, mask=in_range, other=0), COMPUTE)
-    gradient = tl.where(negative, -weight * focal_slope(-x, gamma, POWER), 0).to(gradient_ptr.dtype.element_ty)
+    gradient = tl.where(negative, weight * focal_slope(x, gamma, POWER), 0).to(gradient_ptr.dtype.element_ty)
     if tl.max(positive.to(tl.int32)) > 0:
         tl.store(gradient_ptr + positions, gradient, mask=in_range & (positive == 0))
     else:  # nearly always, and then stores are of 16 bytes
