@@ -19,11 +19,10 @@ of large weights are rounded least.
     rate                 k / ln 2: w = 2^(rate (c - shift)), one instruction
     partial [6, S, R]    shift, sum of w, sum of w c of the positives, then of the negatives, of every R-th block of s
     state [2, 3, S]      of positives and negatives, (coefficient, shift, mean) of scope s; shift = mean
-
     background [S, B]    of every block, whether it holds negatives alone: blocks.py
 
-    owner of outputs     _sums_kernel (r, s): partial[:, s, r], background of its blocks;
-                         dr_combine.py: loss and state;  _gradient_kernel (t, s): the gradient of its blocks of scope s
+    owner of outputs     dr_sums.py: partial and background;  dr_combine.py: loss and state
+                         _gradient_kernel (t, s): the gradient of its blocks of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
     process group        dr_group.py adds up the partial sums of each rank, and dr_combine.py those of all
@@ -39,129 +38,22 @@ from torch import Tensor
 from ...distributed import world_size
 from ...dtypes import result_dtype
 from ...targets import background_flags
-from ..arithmetic import exp_minus_abs, number, reciprocal
+from ..arithmetic import number
 from ..candidates import scopes_of
 from ..grid import cdiv
-from .blocks import (
-    BLOCKS_AT_ONCE,
-    block_arguments,
-    blocks_of,
-    is_background,
-    kinds_of_block,
-    load_block,
-    programs_of,
-    store_block,
-    sum_fours,
-)
+from .blocks import BLOCKS_AT_ONCE, PART, block_arguments, blocks_of, kinds_of_block, load_block, store_block
 from .dr_combine import combine_sums
 from .dr_group import gather_sums, mean_over_images
+from .dr_sums import probability, sum_candidates
 
 LN2 = tl.constexpr(math.log(2))
 LARGEST_CENTERED = 96.0  # |k| up to which the forward pass keeps the shift at 1/2
 
 
 @triton.jit
-def _probability(x):
-    """(c = sigmoid(x) - 1/2, the derivative of sigmoid)."""
-    e = exp_minus_abs(x)
-    r = reciprocal(1 + e)
-    q = e * r
-    return tl.where(x < 0, q - 0.5, 0.5 - q), q * r
-
-
-@triton.jit
-def _add_shifted(shift, sum_w, sum_wc, c, mask, rate):
-    """(shift, sum of w, sum of w c) with the masked c added; the shift is the c that weighs most so far."""
-    lowest = tl.minimum(shift, tl.where(mask, c, 0.5))
-    highest = tl.maximum(shift, tl.where(mask, c, -0.5))
-    new_shift = tl.where(rate < 0, lowest, highest)
-    w = tl.where(mask, tl.exp2(rate * (c - new_shift)), 0)
-    kept = tl.exp2(rate * (shift - new_shift))
-    return new_shift, sum_w * kept + w, sum_wc * kept + tl.where(mask, w * c, 0)
-
-
-@triton.jit
-def _store_sums(partial_ptr, stride, shift, sum_w, sum_wc, rate, SHIFTED: tl.constexpr):
-    """Store the sums over all lanes of a program, relative to the shift that weighs most."""
-    if SHIFTED:
-        new_shift = tl.max(rate * shift) / rate
-        kept = tl.exp2(rate * (shift - new_shift))
-        sum_w, sum_wc = sum_w * kept, sum_wc * kept
-        tl.store(partial_ptr, new_shift)
-    else:
-        tl.store(partial_ptr, 0)
-    tl.store(partial_ptr + stride, tl.sum(sum_w))
-    tl.store(partial_ptr + 2 * stride, tl.sum(sum_wc))
-
-
-@triton.jit
-def _sums_kernel(
-    logits_ptr,
-    targets_ptr,
-    background_ptr,
-    partial_ptr,
-    num_candidates,
-    num_targets,
-    positive_rate: tl.float64,
-    negative_rate: tl.float64,
-    INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SHIFTED: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    NUM_CLASSES: tl.constexpr,
-    LABELS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Sums of w and w c over every num_programs-th block of a scope."""
-    program, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_programs, num_blocks = tl.num_programs(0), tl.cdiv(num_candidates, BLOCK)
-    logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
-    targets_ptr += scope * num_targets
-    background_ptr += scope * num_blocks
-    positive_rate, negative_rate = number(positive_rate, COMPUTE), number(negative_rate, COMPUTE)
-    # The shifts that weigh least, of c in [-1/2, 1/2]; without SHIFTED the shift is 0.
-    SUMS: tl.constexpr = BLOCK if SHIFTED else BLOCK // 4
-    positive_shift = tl.full([SUMS], 0.5, COMPUTE)
-    positive_w = tl.zeros([SUMS], COMPUTE)
-    positive_wc = tl.zeros([SUMS], COMPUTE)
-    negative_shift = tl.full([SUMS], -0.5, COMPUTE)
-    negative_w = tl.zeros([SUMS], COMPUTE)
-    negative_wc = tl.zeros([SUMS], COMPUTE)
-    for block in range(program, num_blocks, num_programs):
-        start = tl.cast(block, INDEX) * BLOCK
-        x = load_block(logits_ptr, start, num_candidates, BLOCK)
-        background = is_background(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
-        tl.store(background_ptr + block, background)
-        c, _ = _probability(x.to(COMPUTE))
-        if SHIFTED:
-            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
-            positive_shift, positive_w, positive_wc = _add_shifted(
-                positive_shift, positive_w, positive_wc, c, positive, positive_rate
-            )
-            negative_shift, negative_w, negative_wc = _add_shifted(
-                negative_shift, negative_w, negative_wc, c, negative, negative_rate
-            )
-        elif background:
-            w = tl.exp2(negative_rate * c)
-            negative_w += sum_fours(w)
-            negative_wc += sum_fours(w * c)
-        else:
-            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
-            w = tl.exp2(tl.where(positive, positive_rate, negative_rate) * c)
-            positive_w += sum_fours(tl.where(positive, w, 0))
-            positive_wc += sum_fours(tl.where(positive, w * c, 0))
-            negative_w += sum_fours(tl.where(negative, w, 0))
-            negative_wc += sum_fours(tl.where(negative, w * c, 0))
-    stride = tl.num_programs(1).to(tl.int64) * num_programs
-    own_ptr = partial_ptr + scope * num_programs + program
-    _store_sums(own_ptr, stride, positive_shift, positive_w, positive_wc, positive_rate, SHIFTED)
-    _store_sums(own_ptr + 3 * stride, stride, negative_shift, negative_w, negative_wc, negative_rate, SHIFTED)
-
-
-@triton.jit
 def _slopes(x, coefficient, mean, rate):
     """Gradients of logits of one kind; exp and its exponent in powers of 2, which is one instruction."""
-    c, slope = _probability(x)
+    c, slope = probability(x)
     exponent = rate * c - rate * (mean - 0.5)
     return slope * tl.exp2(exponent) * (coefficient + coefficient * LN2 * exponent)
 
@@ -180,6 +72,7 @@ def _gradient_kernel(
     negative_rate: tl.float64,
     INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
+    PART: tl.constexpr,
     BLOCKS_AT_ONCE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
@@ -203,16 +96,19 @@ def _gradient_kernel(
     first_block = tl.program_id(0) * BLOCKS_AT_ONCE
     for block in range(first_block, tl.minimum(first_block + BLOCKS_AT_ONCE, num_blocks)):
         start = tl.cast(block, INDEX) * BLOCK
-        x = load_block(logits_ptr, start, num_candidates, BLOCK).to(COMPUTE)
         if tl.load(background_ptr + block) != 0:
+            x = load_block(logits_ptr, start, num_candidates, BLOCK).to(COMPUTE)
             gradient = _slopes(x, negative_coefficient, negative_mean, negative_rate)
+            store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
         else:
-            negative, positive = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
-            coefficients = tl.where(positive, positive_coefficient, negative_coefficient)
-            means = tl.where(positive, positive_mean, negative_mean)
-            rates = tl.where(positive, positive_rate, negative_rate)
-            gradient = tl.where(positive | negative, _slopes(x, coefficients, means, rates), 0)
-        store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
+            for part in range(start, tl.minimum(start + BLOCK, num_candidates), PART):
+                x = load_block(logits_ptr, part, num_candidates, PART).to(COMPUTE)
+                negative, positive = kinds_of_block(targets_ptr, part, num_candidates, PART, NUM_CLASSES, LABELS)
+                coefficients = tl.where(positive, positive_coefficient, negative_coefficient)
+                means = tl.where(positive, positive_mean, negative_mean)
+                rates = tl.where(positive, positive_rate, negative_rate)
+                gradient = tl.where(positive | negative, _slopes(x, coefficients, means, rates), 0)
+                store_block(gradient_ptr, part, num_candidates, gradient, PART)
 
 
 def forward(
@@ -230,7 +126,7 @@ def forward(
     shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
     background = background_flags(logits, per_image)
-    partial = _sum_parts(logits, targets, background, rates, shifted, per_image)
+    partial = sum_candidates(logits, targets, background, rates, shifted, per_image)
     if group is not None and not per_image:
         partial = gather_sums(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
     loss, state = combine_sums(partial, rates, margin, L, tau, shifted, result_dtype(logits))
@@ -240,34 +136,6 @@ def forward(
         else:
             state[:, 0] *= world_size(group)
     return loss, state, background
-
-
-def _sum_parts(
-    logits: Tensor,
-    targets: Tensor,
-    background: Tensor,
-    rates: tuple[float, float],
-    shifted: bool,
-    per_image: bool,
-) -> Tensor:
-    """Partial sums [2, 3, S, R]; R = 0 without logits. Fills `background`."""
-    dtype = result_dtype(logits)
-    if logits.numel() == 0:
-        return logits.new_empty((2, 3, logits.shape[0] if per_image else 1, 0), dtype=dtype)
-    scopes = scopes_of(logits, targets, per_image)
-    partial = logits.new_empty((2, 3, scopes.num_scopes, programs_of(scopes)), dtype=dtype)
-    positive_rate, negative_rate = rates
-    _sums_kernel[partial.shape[3], scopes.num_scopes](
-        scopes.logits,
-        scopes.targets,
-        background,
-        partial,
-        positive_rate=positive_rate,
-        negative_rate=negative_rate,
-        SHIFTED=shifted,
-        **block_arguments(scopes),
-    )
-    return partial
 
 
 def backward(
@@ -293,6 +161,7 @@ def backward(
         gradient,
         positive_rate=-1 / (pos_lambda * math.log(2)),
         negative_rate=1 / (neg_lambda * math.log(2)),
+        PART=PART,
         BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
         **block_arguments(scopes),
     )
