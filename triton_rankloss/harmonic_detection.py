@@ -26,7 +26,7 @@ from .iou_balanced import focal_gradient, sum_of_negatives
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
 from .reference import harmonic as reference
-from .targets import as_anchors, positive_positions, select, softmax_classes
+from .targets import as_anchors, background_flags, positive_positions, select, softmax_classes
 from .task_contrastive import task_contrastive_losses
 
 
@@ -136,7 +136,7 @@ def harmonic_detection_loss(
     localization = localization_losses(
         pred_boxes, target_boxes, pred_deltas, target_deltas, beta, iou_weight, iou_gamma, eps
     )
-    loss, scale, _ = _detection_loss(
+    loss, scale, *_ = _detection_loss(
         logits,
         targets,
         positions,
@@ -281,8 +281,8 @@ def _detection_loss(
     detach_factors: bool,
     avg_number: float | None,
     avg_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, scale [], weights [2, P]), from the localization losses l_i [P] of the positives.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [], weights [2, P], background flags), from the localization losses l_i [P] of the positives.
 
     The activation is "sigmoid", of focal terms with class weights, or "softmax", which reads `background` alone.
     Backward needs scale = 1 / avg_factor, the gradient of c_j, and weights = scale (dh/dc_i, dh/dl_i).
@@ -309,21 +309,22 @@ def _detection_loss(
         lambda c, loc: reference.harmonic_loss(c, loc, detach_factors), [c, localization], torch.ones_like(c)
     )
     results = loss, 1 / avg_factor, torch.stack(slopes) / avg_factor
-    return tuple(result.to(result_dtype(logits)) for result in results)  # type: ignore[return-value]
+    return *(result.to(result_dtype(logits)) for result in results), background_flags(logits).zero_()  # type: ignore[return-value]
 
 
 @_detection_loss.register_fake
 def _(
     logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scalar = logits.new_empty((), dtype=result_dtype(logits))
-    return scalar, torch.empty_like(scalar), scalar.new_empty((2, localization.shape[0]))
+    weights = scalar.new_empty((2, localization.shape[0]))
+    return scalar, torch.empty_like(scalar), weights, background_flags(logits)
 
 
 @dispatch.kernel(_detection_loss)
 def _(
     logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *parameters: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from .kernels.pointwise import harmonic_detection
 
     _check_localization(localization, positions)
@@ -337,6 +338,7 @@ def _detection_loss_backward(
     positions: Tensor,
     scale: Tensor,
     weights: Tensor,
+    flags: Tensor,
     upstream: Tensor,
     activation: str,
     background: int,
@@ -377,10 +379,10 @@ def _detection_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _detection_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     grad_logits = grad_localization = None
     if upstream is not None:
-        logits, targets, positions, scale, weights = ctx.saved_tensors
+        logits, targets, positions, scale, weights, flags = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
             grad_logits = _detection_loss_backward(
-                logits, targets, positions, scale, weights[0], upstream, *ctx.parameters
+                logits, targets, positions, scale, weights[0], flags, upstream, *ctx.parameters
             )
         if ctx.needs_input_grad[3]:
             grad_localization = (weights[1] * upstream).to(ctx.localization_dtype)

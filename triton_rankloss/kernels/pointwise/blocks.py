@@ -93,13 +93,18 @@ def block_arguments(scopes: Scopes) -> dict[str, object]:
     """The arguments of kernels that read blocks of candidates."""
     return {
         "num_candidates": scopes.num_candidates,
-        "num_targets": scopes.num_targets,
         "INDEX": tl.int32 if scopes.num_candidates <= 2**31 - 2 * BLOCK else tl.int64,
         "BLOCK": BLOCK,
-        "ALIGNMENT": math.gcd(scopes.num_candidates, 16) if scopes.num_scopes > 1 else 16,
+        "PART": PART,
         "num_warps": NUM_WARPS,
         **scopes.arguments(),
     }
+
+
+def scope_arguments(scopes: Scopes) -> dict[str, object]:
+    """What finds the first candidate of a scope; its alignment, in logits, is what makes 16-byte loads possible."""
+    alignment = math.gcd(scopes.num_candidates, 16) if scopes.num_scopes > 1 else 16
+    return {"num_targets": scopes.num_targets, "ALIGNMENT": alignment}
 
 
 def blocks_of(scopes: Scopes) -> int:

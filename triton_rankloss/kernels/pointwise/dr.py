@@ -41,7 +41,7 @@ from ...targets import background_flags
 from ..arithmetic import number
 from ..candidates import scopes_of
 from ..grid import cdiv
-from .blocks import BLOCKS_AT_ONCE, PART, block_arguments, blocks_of, kinds_of_block, load_block, store_block
+from .blocks import BLOCKS_AT_ONCE, block_arguments, blocks_of, kinds_of_block, load_block, scope_arguments, store_block
 from .dr_combine import combine_sums
 from .dr_group import gather_sums, mean_over_images
 from .dr_sums import probability, sum_candidates
@@ -161,8 +161,8 @@ def backward(
         gradient,
         positive_rate=-1 / (pos_lambda * math.log(2)),
         negative_rate=1 / (neg_lambda * math.log(2)),
-        PART=PART,
         BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
+        **scope_arguments(scopes),
         **block_arguments(scopes),
     )
     return gradient

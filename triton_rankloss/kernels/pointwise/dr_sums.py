@@ -11,7 +11,15 @@ from torch import Tensor
 from ...dtypes import result_dtype
 from ..arithmetic import exp_minus_abs, number, reciprocal
 from ..candidates import scopes_of
-from .blocks import PART, block_arguments, is_background, kinds_of_block, load_block, programs_of, sum_fours
+from .blocks import (
+    block_arguments,
+    is_background,
+    kinds_of_block,
+    load_block,
+    programs_of,
+    scope_arguments,
+    sum_fours,
+)
 
 
 @triton.jit
@@ -141,8 +149,8 @@ def sum_candidates(
         partial,
         positive_rate=positive_rate,
         negative_rate=negative_rate,
-        PART=PART,
         SHIFTED=shifted,
+        **scope_arguments(scopes),
         **block_arguments(scopes),
     )
     return partial

@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
-from .balance import MAX_PROGRAMS, load_divisor, sum_programs
+from ...targets import background_flags
+from .balance import SUM_WARPS, SUMS_AT_ONCE, load_divisor, sum_programs
 from .harmonic_detection_sigmoid import store_sigmoid_gradient, sum_sigmoid
 from .harmonic_detection_softmax import store_softmax_gradient, sum_softmax
 
@@ -74,18 +75,19 @@ def forward(
     detach_factors: bool,
     avg_number: float | None,
     avg_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, scale [], slopes [2, P])."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [], slopes [2, P], background flags)."""
     dtype, device = result_dtype(logits), logits.device
     num_positives = positions.numel()
     loss, scale = torch.empty((), dtype=dtype, device=device), torch.empty((), dtype=dtype, device=device)
     slopes = torch.empty(2, num_positives, dtype=dtype, device=device)
     positives = positions.contiguous(), localization.contiguous(), slopes
+    flags = background_flags(logits)
     if activation == "softmax":
         partial = sum_softmax(logits, targets, *positives, background, detach_factors)
     else:
-        partial = sum_sigmoid(logits, targets, *positives, positive_weight, gamma, detach_factors)
-    _scale_kernel[max(1, triton.cdiv(2 * num_positives, MAX_PROGRAMS)),](
+        partial, flags = sum_sigmoid(logits, targets, *positives, positive_weight, gamma, detach_factors)
+    _scale_kernel[max(1, triton.cdiv(2 * num_positives, SUMS_AT_ONCE)),](
         partial,
         avg_tensor,
         loss,
@@ -97,9 +99,10 @@ def forward(
         avg_number=avg_number or 0.0,
         HAS_NUMBER=avg_number is not None,
         SOFTMAX=activation == "softmax",
-        BLOCK=MAX_PROGRAMS,
+        BLOCK=SUMS_AT_ONCE,
+        num_warps=SUM_WARPS,
     )
-    return loss, scale, slopes
+    return loss, scale, slopes, flags
 
 
 def backward(
@@ -108,6 +111,7 @@ def backward(
     positions: Tensor,
     scale: Tensor,
     slopes_c: Tensor,
+    flags: Tensor,
     upstream: Tensor,
     activation: str,
     background: int,
@@ -119,9 +123,10 @@ def backward(
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() == 0:
         return gradient
-    state = positions.contiguous(), scale, slopes_c.contiguous(), upstream, gradient
+    positives = positions.contiguous(), scale, slopes_c.contiguous()
     if activation == "softmax":
-        store_softmax_gradient(logits, targets, *state, background)
+        store_softmax_gradient(logits, targets, *positives, upstream, gradient, background)
     else:
-        store_sigmoid_gradient(logits, targets, *state, negative_weight, positive_weight, gamma)
+        weights = negative_weight, positive_weight
+        store_sigmoid_gradient(logits, targets, *positives, flags, upstream, gradient, *weights, gamma)
     return gradient
