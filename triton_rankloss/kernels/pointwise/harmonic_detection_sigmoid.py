@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...targets import background_flags
 from ..arithmetic import clamp_infinities, number
 from ..candidates import scopes_of
 from ..grid import cdiv
@@ -194,14 +193,14 @@ def sum_sigmoid(
     positions: Tensor,
     localization: Tensor,
     slopes: Tensor,
+    background: Tensor,
     positive_weight: float,
     gamma: float,
     detach_factors: bool,
-) -> tuple[Tensor, Tensor]:
-    """(partial [3, R], of which the third row is not written; background flags); fills slopes [2, P], without scale."""
+) -> Tensor:
+    """partial [3, R], of which the third row is not written; fills slopes [2, P], without scale, and `background`."""
     scopes = scopes_of(logits, targets, per_image=False)
     partial = torch.empty(3, programs_of(scopes), dtype=slopes.dtype, device=logits.device)
-    background = background_flags(logits)
     if logits.numel() > 0:
         _sums_kernel[partial.shape[1],](
             scopes.logits,
@@ -219,7 +218,7 @@ def sum_sigmoid(
             DETACH=detach_factors,
             **block_arguments(scopes),
         )
-    return partial, background
+    return partial
 
 
 def store_sigmoid_gradient(
