@@ -48,7 +48,7 @@ def entropy_of(
     COMPUTE: tl.constexpr,
 ):
     """(H, m, log t) of rows [ROWS]; for sigmoid (H, 0, 0)."""
-    # Of each column, summed once at the end: lanes that share a sum of products would each fuse another product with it.
+    # Of each column, summed once at the end: lanes that share a sum of products would each fuse another one with it.
     sums = tl.zeros([rows.shape[0], COLS], COMPUTE)
     if SOFTMAX:
         m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
