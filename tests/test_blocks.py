@@ -6,6 +6,7 @@ Without Triton's interpreter these would only repeat the other tests.
 
 import math
 import os
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -65,7 +66,8 @@ def focal(logits, dense, iou, negative=0.75, positive=0.25, gamma=2.0):
     return (of_negatives.sum() + balance * weighted.sum()) / len(x)
 
 
-def detection(logits, dense, boxes):
+def detection(logits, dense, boxes, task_weight):
+    logits = logits.reshape(dense.shape)
     x, y = logits[dense > 0], logits[dense == 0]
     c = -0.25 * (-x).sigmoid() ** 2 * logsigmoid(x)
     iou = rankloss.box_iou_loss(boxes, boxes + 0.3).neg() + 1
@@ -75,7 +77,7 @@ def detection(logits, dense, boxes):
     entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum(-1, keepdim=True).expand_as(p)[dense > 0]
     terms = ((x.sigmoid() - iou).abs() - 0.2).relu() / (1 + entropy.exp())
     negatives = (-0.75 * y.sigmoid() ** 2 * logsigmoid(-y)).sum()
-    return (harmonic.sum() + negatives + 0.5 * terms.sum()) / len(x)
+    return (harmonic.sum() + negatives + task_weight * terms.sum()) / len(x)
 
 
 def assert_same_loss(loss, formula, logits, times=1.0):
@@ -99,13 +101,20 @@ def test_every_branch(name, form, batch):
         assert_same_loss(lambda x: rankloss.dr_loss(x, targets), lambda x: dr(x, dense), logits, times=10)
     elif name == "detection":
         rows = dense.reshape(2, NUM_ANCHORS, NUM_CLASSES) if form != "flat" else dense[:, None]
-        options = {"classification": "focal", "task_contrastive_weight": 0.5}
-        assert_same_loss(
-            lambda x: rankloss.harmonic_detection_loss(x, targets, boxes, boxes + 0.3, **options),
-            lambda x: detection(x.reshape(rows.shape), rows, boxes),
-            logits,
-            times=10,
-        )
+        for task_weight in (0.0, 0.5):
+            assert_same_loss(
+                partial(
+                    rankloss.harmonic_detection_loss,
+                    targets=targets,
+                    pred_boxes=boxes,
+                    target_boxes=boxes + 0.3,
+                    classification="focal",
+                    task_contrastive_weight=task_weight,
+                ),
+                partial(detection, dense=rows, boxes=boxes, task_weight=task_weight),
+                logits,
+                times=10,
+            )
     else:
         loss = rankloss.iou_balanced_focal_loss if name == "focal" else rankloss.iou_balanced_bce_loss
         options = {} if name == "focal" else {"negative": 1.0, "positive": 1.0, "gamma": 0.0}
