@@ -12,12 +12,13 @@ from .checks import check_bool, check_logits_and_targets, check_number, group_na
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
-from .targets import as_anchors, background_flags, certain_negatives, fill_others, in_blocks, positive_positions, select
+from .targets import as_anchors, background_flags, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def dr_loss(
     logits: Tensor,
     targets: Tensor,
@@ -65,13 +66,14 @@ def dr_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    An infinite logit has probability 0 or 1, and gradient 0; a NaN among the candidates makes the loss NaN.
+    An infinite logit has probability 0 or 1, and gradient 0. A NaN among the candidates makes the loss NaN, without
+    positives too: negatives are still pushed down then.
 
     Source: Qian et al., CVPR 2020, arXiv 1907.10156. Values are those of the published code, which makes one-hot
     tensors of the size of the logits and has no per-image form.
     """
-    check_logits_and_targets(logits, targets, per_image=per_image)
     _check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
+    check_logits_and_targets(logits, targets, per_image=per_image)
     logits, targets = as_anchors(logits, targets)
     return _dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group_name(group))[0]
 
@@ -92,6 +94,7 @@ class DRLoss(LossModule):
     ) -> None:
         parameters = {"margin": margin, "pos_lambda": pos_lambda, "neg_lambda": neg_lambda, "L": L, "tau": tau}
         _check_parameters(**parameters, per_image=per_image)
+        group_name(group)
         super().__init__(**parameters, per_image=per_image, group=group)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -180,7 +183,8 @@ def _dr_loss_backward(
     for scope, (x, its_targets, grad) in enumerate(_scopes(tensors, per_image=state.shape[2] != 1)):
         of_positives, of_negatives = state[..., scope]
         for (grad_block, _), block in zip(in_blocks(grad, its_targets), in_blocks(x, its_targets), strict=True):
-            grad_block.copy_(_slopes(certain_negatives(*block), 1 / neg_lambda, of_negatives, upstream))
+            slopes = _slopes(clamp_infinities(block[0]), 1 / neg_lambda, of_negatives, upstream)
+            grad_block.copy_(fill_others(slopes, block[1], 0.0))
         positions = positive_positions(x, its_targets, None)
         slopes = _slopes(select(x, positions), -1 / pos_lambda, of_positives, upstream)
         grad.view(-1).scatter_(0, positions, slopes.to(grad.dtype))

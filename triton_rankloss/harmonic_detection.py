@@ -126,6 +126,8 @@ def harmonic_detection_loss(
     _check_positives(logits, pred_boxes, target_boxes, pred_deltas, target_deltas)
     check_avg_factor(avg_factor, logits)
 
+    if task_contrastive_weight > 0:  # two terms move the boxes too
+        pred_boxes = pred_boxes.to(result_dtype(pred_boxes))
     target_boxes = target_boxes.detach()
     target_deltas = None if target_deltas is None else target_deltas.detach()
     activation = "softmax" if is_softmax else "sigmoid"

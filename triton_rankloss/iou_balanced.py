@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 IOU = "iou or the IoU of pred_boxes and target_boxes"  # what an error calls it: the operator knows no boxes
 
 
+@distributed.fail_together
 def iou_balanced_focal_loss(
     logits: Tensor,
     targets: Tensor,
@@ -103,6 +104,7 @@ def iou_balanced_focal_loss(
     return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
+@distributed.fail_together
 def iou_balanced_bce_loss(
     logits: Tensor,
     targets: Tensor,
@@ -136,6 +138,7 @@ class IoUBalancedFocalLoss(LossModule):
         self, *, eta: float = 1.5, alpha: float = 0.25, gamma: float = 2.0, group: "ProcessGroup | None" = None
     ) -> None:
         _check_parameters(eta, alpha, gamma)
+        group_name(group)
         super().__init__(eta=eta, alpha=alpha, gamma=gamma, group=group)
 
     def forward(
@@ -158,6 +161,7 @@ class IoUBalancedBCELoss(LossModule):
 
     def __init__(self, *, eta: float = 1.5, group: "ProcessGroup | None" = None) -> None:
         check_number("eta", eta, 0)
+        group_name(group)
         super().__init__(eta=eta, group=group)
 
     def forward(

@@ -76,6 +76,7 @@ def task_contrastive_loss(
     check_per_positive("iou", iou, logits, per_anchor=True)
     positions = positive_positions(logits, targets, background if activation == "softmax" else None)
     if is_per_anchor(iou, logits):
+        iou = iou.to(result_dtype(logits, iou))  # gradients of positives that share an anchor are rounded as one
         iou = iou.reshape(-1)[positions // (max(1, logits.shape[-1]) if logits.dim() > 1 else 1)]
     return reduce_losses(task_contrastive_losses(logits, positions, iou, margin, activation), reduction)
 

@@ -144,10 +144,14 @@ def load_candidates(
     COMPUTE: tl.constexpr,
 ):
     """Candidates start:start + BLOCK of a scope: (flat positions, in the scope, scores, negative, positive)."""
+    lanes = tl.arange(0, BLOCK)
+    # Before the targets, whose branch would wait for them alone: so both are on their way together.
+    logits_ptr += scope * num_candidates + start
+    logits = tl.load(logits_ptr + lanes, mask=start + lanes < num_candidates, other=0)
     positions, in_scope, is_negative, is_positive = load_targets(
         targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS
     )
-    scores = clamp_scores(tl.load(logits_ptr + positions, mask=in_scope, other=0), COMPUTE)
+    scores = clamp_scores(logits, COMPUTE)
     return positions, in_scope, scores, is_negative, is_positive
 
 

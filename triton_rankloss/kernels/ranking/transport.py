@@ -7,7 +7,7 @@ between the last lower and the first upper kink, as all do at the start of train
 are to get is written over what this leaves at them.
 
     symbol               meaning
-    lines [3, 2 P]       kinks, value at each, slope right of it
+    lines [3, 2 P]       kinks; value at each and slope right of it
     updates [K, P]       of the positives, for each of K losses: the sum over losses of upstream [K] times these
                          is their gradient
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from ..arithmetic import number
 from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
 from ..grid import cdiv
+from .finish import load_lines
 from .kinks import CELLS, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -62,8 +63,8 @@ def _transport_kernel(
     num_kinks = num_positives if HARD else 2 * num_positives
     num_cells = num_positives * CELLS
     there = num_positives > 0
+    value_ptr = lines_ptr + 2 * capacity + 4 * first
     lines_ptr += 2 * first
-    value_ptr, slope_ptr = lines_ptr + 2 * capacity, lines_ptr + 4 * capacity
     cells_ptr += CELLS * first
     upstream = tl.load(upstream_ptr).to(COMPUTE)
     longest = (4 * number(delta, tl.float64)).to(COMPUTE)
@@ -73,10 +74,8 @@ def _transport_kernel(
     # Between the last lower and the first upper kink. Where not all lower kinks come first, some other bin.
     middle_begin = tl.load(lines_ptr + num_positives - 1, mask=there, other=float("inf"))
     middle_end = tl.load(lines_ptr + num_positives, mask=num_positives < num_kinks, other=float("inf"))
-    middle_value = tl.load(value_ptr + num_positives - 1, mask=there, other=0).to(COMPUTE) * upstream
-    middle_slope = tl.full([], 0, COMPUTE)
-    if not HARD:
-        middle_slope = tl.load(slope_ptr + num_positives - 1, mask=there, other=0).to(COMPUTE) * upstream
+    middle_value, middle_slope = load_lines(value_ptr, num_positives - 1, there, HARD, COMPUTE)
+    middle_value, middle_slope = middle_value * upstream, middle_slope * upstream
     # The last positive is NaN if any is, as all are beyond a bound; so is every weight then, and every gradient.
     last_p = tl.load(sorted_ptr + last - 1, mask=there, other=0)
     lowest_relevant = tl.where(last_p == last_p, lowest, float("-inf"))
@@ -92,9 +91,8 @@ def _transport_kernel(
         if tl.max(tl.where(searched, tl.arange(0, BLOCK), -1)) >= 0:
             entry = find_bins(n, searched, lines_ptr, cells_ptr, num_kinks, num_cells, lowest, scale) - 1
             found = searched & (entry >= 0)  # all but a NaN
-            carried = tl.load(value_ptr + entry, mask=found, other=float("nan")).to(COMPUTE)
+            carried, slope = load_lines(value_ptr, entry, found, HARD, COMPUTE)
             if not HARD:
-                slope = tl.load(slope_ptr + entry, mask=found, other=0).to(COMPUTE)
                 kink = tl.load(lines_ptr + entry, mask=found, other=0)
                 carried += slope * tl.minimum(n - kink, longest)
             gradient = tl.where(searched, carried * upstream, gradient)
