@@ -61,9 +61,9 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 def _(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
     if background is not None:  # few, and listed by torch
         return _softmax_positions(logits, targets, background)
-    from .kernels import candidates
+    from .kernels import listing
 
-    return candidates.positive_positions(logits, targets)
+    return listing.positive_positions(logits, targets)
 
 
 def _softmax_positions(logits: Tensor, labels: Tensor, background: int) -> Tensor:
