@@ -240,6 +240,11 @@ def _check_positives(
         )
 
 
+def _flags(logits: Tensor, activation: str) -> Tensor:
+    """Background flags; none for softmax, which takes rows."""
+    return background_flags(logits if activation == "sigmoid" else logits[:0])
+
+
 def _check_localization(localization: Tensor, positions: Tensor) -> None:
     if localization.shape != positions.shape:
         raise ValueError(
@@ -296,16 +301,22 @@ def _detection_loss(
         lambda c, loc: reference.harmonic_loss(c, loc, detach_factors), [c, localization], torch.ones_like(c)
     )
     results = loss, 1 / avg_factor, torch.stack(slopes) / avg_factor
-    return *(result.to(result_dtype(logits)) for result in results), background_flags(logits).zero_()  # type: ignore[return-value]
+    return *(result.to(result_dtype(logits)) for result in results), _flags(logits, activation).zero_()  # type: ignore[return-value]
 
 
 @_detection_loss.register_fake
 def _(
-    logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *_: Any
+    logits: Tensor,
+    targets: Tensor,
+    positions: Tensor,
+    localization: Tensor,
+    iou: Tensor | None,
+    activation: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scalar = logits.new_empty((), dtype=result_dtype(logits))
     weights = scalar.new_empty((2, localization.shape[0]))
-    return scalar, torch.empty_like(scalar), weights, background_flags(logits)
+    return scalar, torch.empty_like(scalar), weights, _flags(logits, activation)
 
 
 @dispatch.kernel(_detection_loss)

@@ -93,7 +93,7 @@ def forward(
     loss, scale = torch.empty((), dtype=dtype, device=device), torch.empty((), dtype=dtype, device=device)
     slopes = torch.empty(2, num_positives, dtype=dtype, device=device)
     positives = positions.contiguous(), localization.contiguous(), slopes
-    flags = background_flags(logits)
+    flags = background_flags(logits if activation == "sigmoid" else logits[:0])
     if activation == "softmax":
         partial = sum_softmax(logits, targets, *positives, background, detach_factors)
     else:
