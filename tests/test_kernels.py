@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SMALL = {
-    "candidates": {"TARGETS_BLOCK": 16},
+    "listing": {"TARGETS_BLOCK": 16},
     "ranking.positives": {"TILE": 4, "SORT_TILE": 2, "SORT_OTHERS": 4},
     "ranking.kinks": {"TILE": 4, "CELLS": 2},
     "ranking.bins": {

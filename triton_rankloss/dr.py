@@ -13,7 +13,7 @@ from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
 from .scopes import group_scopes
-from .targets import BLOCK, as_anchors, fill_others, in_blocks, positive_positions, select
+from .targets import BLOCK, as_anchors, background_flags, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -125,8 +125,9 @@ def _dr_loss(
     tau: float,
     per_image: bool,
     group: str | None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, state [2, 3, S], background flags) of S scopes; of positives and negatives, state is (coefficient, shift,
+    mean).
 
     With k = -1 / pos_lambda for positives and 1 / neg_lambda for negatives, and p the sigmoid of the logit x,
     d loss / dx = coefficient exp(k (p - shift)) (1 + k (p - mean)) p (1 - p).
@@ -148,18 +149,19 @@ def _dr_loss(
     num_scopes = num_scopes.clamp(min=1)
     coefficients = slopes / num_scopes / sums[:, 1].clamp(min=1)
     dtype = result_dtype(logits)
-    return (loss / num_scopes).to(dtype), torch.stack([coefficients, sums[:, 0], means], 1).to(dtype)
+    state = torch.stack([coefficients, sums[:, 0], means], 1)
+    return (loss / num_scopes).to(dtype), state.to(dtype), background_flags(logits, per_image).zero_()
 
 
 @_dr_loss.register_fake
-def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     per_image, _ = arguments[-2:]
-    dtype = result_dtype(logits)
-    return logits.new_empty((), dtype=dtype), logits.new_empty((2, 3, logits.shape[0] if per_image else 1), dtype=dtype)
+    loss = logits.new_empty((), dtype=result_dtype(logits))
+    return loss, loss.new_empty((2, 3, logits.shape[0] if per_image else 1)), background_flags(logits, per_image)
 
 
 @dispatch.kernel(_dr_loss)
-def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .kernels.pointwise import dr
 
     _check_same_call(logits, *arguments)
@@ -168,7 +170,13 @@ def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]
 
 @torch.library.custom_op("triton_rankloss::dr_loss_backward", mutates_args=())
 def _dr_loss_backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+    logits: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    background: Tensor,
+    upstream: Tensor,
+    pos_lambda: float,
+    neg_lambda: float,
 ) -> Tensor:
     """Gradient of the logits, from `state` and the upstream gradient; S > 1: one scope for each logits[s]."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -194,11 +202,11 @@ def _(*arguments: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, _, pos_lambda, neg_lambda, *_ = inputs
-    dispatch.save(ctx, (logits, targets, output[1]), (pos_lambda, neg_lambda))
-    ctx.mark_non_differentiable(output[1])
+    dispatch.save(ctx, (logits, targets, *output[1:]), (pos_lambda, neg_lambda))
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         gradient = _dr_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)

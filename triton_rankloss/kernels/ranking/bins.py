@@ -34,8 +34,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..candidates import TRITON_DTYPE, Scopes, load_candidates
 from ..grid import cdiv
+from ..listing import Positives
 from .kinks import CELLS, Kinks, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.

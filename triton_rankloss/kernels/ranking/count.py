@@ -11,7 +11,8 @@ change; `make gpu` measures both.
 import torch
 from torch import Tensor
 
-from ..candidates import Positives, Scopes
+from ..candidates import Scopes
+from ..listing import Positives
 from . import bins, pairs
 from .kinks import Kinks
 

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import Positives
+from ..listing import Positives
 from .kinks import Kinks
 
 BLOCK, WARPS = 2048, 16  # one program a scope, bound by the latency of its steps: few of them for 8192 positives

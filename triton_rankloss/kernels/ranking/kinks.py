@@ -31,8 +31,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives
+from ..candidates import TRITON_DTYPE
 from ..grid import cdiv
+from ..listing import Positives
 from .positives import load_tile, scope_steps
 
 TILE = 8

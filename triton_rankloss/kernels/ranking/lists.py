@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..candidates import TRITON_DTYPE, Scopes, load_candidates
 from ..grid import cdiv
+from ..listing import Positives
 
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
 MAX_LISTS = 1024  # programs that read the logits: several for each multiprocessor of today's GPUs

@@ -22,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, clamp_scores
+from ..candidates import TRITON_DTYPE, Scopes, clamp_scores
 from ..grid import cdiv
+from ..listing import Positives
 from .lists import list_mixed, score_range
 from .step import half_inverse, saturating_step
 

@@ -22,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives
+from ..candidates import TRITON_DTYPE
 from ..grid import cdiv
+from ..listing import Positives
 from .step import half_inverse, step
 
 # Positives per program, and per step of its loop: 8 pairs a thread, so that four sums of them stay in registers, in

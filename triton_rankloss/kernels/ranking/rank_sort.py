@@ -27,8 +27,9 @@ from torch import Tensor
 from ...distributed import join_ranks
 from ...targets import is_per_anchor, values_at_positives
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
+from ..candidates import TRITON_DTYPE, scopes_of
 from ..grid import cdiv
+from ..listing import find_positives, gather_positives, pad_to_bound
 from .count import count
 from .finish import finish
 from .kinks import make_kinks
