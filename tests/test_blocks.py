@@ -25,7 +25,7 @@ NEG_LAMBDA = 0.1 / math.log(3.5)
 
 @pytest.fixture(autouse=True)
 def small_blocks_and_poisoned_buffers(monkeypatch):
-    blocks = import_module("triton_rankloss.kernels.pointwise.blocks")
+    blocks = import_module("triton_rankloss.kernels.blocks")
     monkeypatch.setattr("triton_rankloss.targets.BACKGROUND_BLOCK", 32)
     for name, value in {"BLOCK": 32, "PART": 8, "BLOCKS_AT_ONCE": 2, "MAX_PROGRAMS": 4}.items():
         monkeypatch.setattr(blocks, name, value)

@@ -39,9 +39,17 @@ from ...distributed import world_size
 from ...dtypes import result_dtype
 from ...targets import background_flags
 from ..arithmetic import number
+from ..blocks import (
+    BLOCKS_AT_ONCE,
+    block_arguments,
+    blocks_of,
+    kinds_of_block,
+    load_block,
+    scope_arguments,
+    store_block,
+)
 from ..candidates import scopes_of
 from ..grid import cdiv
-from .blocks import BLOCKS_AT_ONCE, block_arguments, blocks_of, kinds_of_block, load_block, scope_arguments, store_block
 from .dr_combine import combine_sums
 from .dr_group import gather_sums, mean_over_images
 from .dr_sums import probability, sum_candidates

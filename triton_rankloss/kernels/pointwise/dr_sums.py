@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...dtypes import result_dtype
 from ..arithmetic import exp_minus_abs, number, reciprocal
-from ..candidates import scopes_of
-from .blocks import (
+from ..blocks import (
     block_arguments,
     is_background,
     kinds_of_block,
@@ -20,6 +19,7 @@ from .blocks import (
     scope_arguments,
     sum_fours,
 )
+from ..candidates import scopes_of
 
 
 @triton.jit

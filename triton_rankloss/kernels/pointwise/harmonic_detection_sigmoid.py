@@ -9,9 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import clamp_infinities, number
-from ..candidates import scopes_of
-from ..grid import cdiv
-from .blocks import (
+from ..blocks import (
     BLOCKS_AT_ONCE,
     block_arguments,
     blocks_of,
@@ -22,6 +20,8 @@ from .blocks import (
     store_block,
     sum_fours,
 )
+from ..candidates import scopes_of
+from ..grid import cdiv
 from .focal import focal, focal_slope, power_of
 from .harmonic import add_positives
 

@@ -28,10 +28,7 @@ from torch import Tensor
 from ...dtypes import result_dtype
 from ...targets import background_flags
 from ..arithmetic import clamp_infinities, number
-from ..candidates import scopes_of
-from ..grid import cdiv
-from .balance import balance
-from .blocks import (
+from ..blocks import (
     BLOCKS_AT_ONCE,
     block_arguments,
     blocks_of,
@@ -42,6 +39,9 @@ from .blocks import (
     store_block,
     sum_fours,
 )
+from ..candidates import scopes_of
+from ..grid import cdiv
+from .balance import balance
 from .focal import focal, focal_slope, power_of
 from .iou_of_positives import count_positives, load_weights, logits_per_iou, positives_before
 

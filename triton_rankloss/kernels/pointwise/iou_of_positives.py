@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..blocks import block_arguments, blocks_of, is_background, kinds_of_block, programs_of
 from ..candidates import Scopes
 from .balance import iou_weights
-from .blocks import block_arguments, blocks_of, is_background, kinds_of_block, programs_of
 
 
 @triton.jit

@@ -34,7 +34,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Scopes, load_candidates
+from ..blocks import index_type, load_candidates, scope_arguments
+from ..candidates import TRITON_DTYPE, Scopes
 from ..grid import cdiv
 from ..listing import Positives
 from .kinks import CELLS, Kinks, cell_scale, find_bins
@@ -52,7 +53,10 @@ SUM_BLOCK, SUM_ROWS = 32, 64
 SCAN_BLOCK, SCAN_WARPS = 2048, 16
 
 
-@triton.jit(do_not_specialize=["programs_in_scope", "programs_in_copy", "blocks_at_once", "copy_stride"])
+SIZES = ["num_candidates", "num_targets", "programs_in_scope", "programs_in_copy", "blocks_at_once", "copy_stride"]
+
+
+@triton.jit(do_not_specialize=SIZES)
 def _bins_kernel(
     logits_ptr,
     targets_ptr,
@@ -61,12 +65,15 @@ def _bins_kernel(
     cells_ptr,
     copies_ptr,
     num_candidates,
+    num_targets,
     programs_in_scope,
     programs_in_copy,
     blocks_at_once,
     copy_stride,
     per_unit: tl.float64,
     clip: tl.float64,
+    INDEX: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
     CELLS: tl.constexpr,
     HARD: tl.constexpr,
@@ -83,6 +90,8 @@ def _bins_kernel(
     if num_positives > 0:
         num_kinks = num_positives if HARD else 2 * num_positives
         num_cells = num_positives * CELLS
+        logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
+        targets_ptr += scope * num_targets
         kinks_ptr += 2 * first
         cells_ptr += CELLS * first
         bins_ptr = copies_ptr + (program // programs_in_copy).to(tl.int64) * copy_stride + 2 * first + scope
@@ -99,9 +108,9 @@ def _bins_kernel(
         sum_in_middle = tl.zeros([BLOCK // 4], tl.int64)
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
-            start = tl.cast(block, tl.int64) * BLOCK
-            _, _, n, negative, _ = load_candidates(
-                logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+            start = tl.cast(block, INDEX) * BLOCK
+            n, negative, _ = load_candidates(
+                logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
             )
             in_middle = negative & (n >= middle_begin) & (n < middle_end)
             if tl.max(tl.where(in_middle, -1, lanes)) < 0:
@@ -293,13 +302,14 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         programs_in_copy=programs_in_copy,
         blocks_at_once=blocks_at_once,
         copy_stride=copy_stride,
+        INDEX=index_type(scopes),
         BLOCK=BLOCK,
         CELLS=CELLS,
-        NUM_CLASSES=scopes.num_classes,
-        LABELS=scopes.labels,
+        HARD=delta == 0,
         num_warps=1,
+        **scope_arguments(scopes),
+        **scopes.arguments(),
         **in_units,
-        **constants,
     )
     _sum_kernel[cdiv(num_bins, SUM_BLOCK),](
         copies,

@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Scopes, load_candidates
+from ..blocks import index_type, load_candidates, scope_arguments
+from ..candidates import Scopes
 from ..grid import cdiv
 from ..listing import Positives
 
@@ -52,7 +53,7 @@ def score_range(sorted_ptr, first, last):
     return tl.load(sorted_ptr + first, mask=there, other=0) + 0 * p_max, p_max
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_candidates", "num_targets"])
 def _list_kernel(
     logits_ptr,
     targets_ptr,
@@ -62,8 +63,11 @@ def _list_kernel(
     num_listed_ptr,
     line_ptr,
     num_candidates,
+    num_targets,
     capacity,
     delta: tl.float64,
+    INDEX: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
     HARD: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
@@ -78,6 +82,8 @@ def _list_kernel(
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     p_min, p_max = score_range(sorted_ptr, first, last)
     center = 0.5 * (p_min + p_max)
+    logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    targets_ptr += scope * num_targets
 
     num_listed = 0
     num_saturated = tl.zeros([BLOCK], COMPUTE)
@@ -85,9 +91,9 @@ def _list_kernel(
     sum_on_line = tl.zeros([BLOCK], COMPUTE)
     num_blocks = tl.where(first < last, (num_candidates - 1) // BLOCK + 1, 0)
     for block in range(program, num_blocks, num_lists):
-        start = tl.cast(block, tl.int64) * BLOCK
-        _, _, n, negative, _ = load_candidates(
-            logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+        start = tl.cast(block, INDEX) * BLOCK
+        n, negative, _ = load_candidates(
+            logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
         # Differences of scores keep their digits where p_max + delta would round to p_max.
         irrelevant = n - p_min < -delta
@@ -135,10 +141,10 @@ def list_mixed(scopes: Scopes, positives: Positives, delta: float) -> Lists:
         num_candidates=scopes.num_candidates,
         capacity=capacity,
         delta=delta,
+        INDEX=index_type(scopes),
         BLOCK=CANDIDATES_BLOCK,
         HARD=delta == 0,
-        NUM_CLASSES=scopes.num_classes,
-        LABELS=scopes.labels,
-        COMPUTE=TRITON_DTYPE[dtype],
+        **scope_arguments(scopes),
+        **scopes.arguments(),
     )
     return lists

@@ -17,9 +17,9 @@ import math
 import triton
 import triton.language as tl
 
-from ...targets import BACKGROUND_BLOCK as BLOCK
-from ..candidates import Scopes
-from ..grid import cdiv
+from ..targets import BACKGROUND_BLOCK as BLOCK
+from .candidates import Scopes, clamp_scores
+from .grid import cdiv
 
 # Not yet measured on a GPU, but counted in machine code: 16 logits a lane share the work on labels and addresses.
 NUM_WARPS = 1
@@ -27,6 +27,7 @@ PART = (
     128  # of a block that is not background, taken at once: masks and labels then need no more registers than it does
 )
 BLOCKS_AT_ONCE = 4  # that a program writes: what it does once is spread over 2048 logits
+LARGEST_BLOCK = 1024  # of any kernel, or of several blocks that one program begins
 MAX_PROGRAMS = 8192  # that sum blocks up: at least twice what today's GPUs hold at once, so that no last wave matters
 
 
@@ -89,11 +90,40 @@ def kinds_of_block(targets_ptr, start, num, BLOCK: tl.constexpr, NUM_CLASSES: tl
     return (targets == 0) & in_range, (targets > 0) & in_range
 
 
+@triton.jit
+def load_candidates(
+    logits_ptr,
+    targets_ptr,
+    start,
+    num,
+    BLOCK: tl.constexpr,
+    NUM_CLASSES: tl.constexpr,
+    LABELS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """(scores, which are negatives, which are positives) of a block of a ranking loss."""
+    # Before the targets, whose branch would wait for them alone: so both are on their way together.
+    logits = load_block(logits_ptr, start, num, BLOCK)
+    if LABELS:
+        negative = start + tl.arange(0, BLOCK) < num
+        positive = negative & False
+        if is_background(targets_ptr, start, num, BLOCK, NUM_CLASSES, LABELS) == 0:
+            negative, positive = kinds_of_block(targets_ptr, start, num, BLOCK, NUM_CLASSES, LABELS)
+    else:
+        negative, positive = kinds_of_block(targets_ptr, start, num, BLOCK, NUM_CLASSES, LABELS)
+    return clamp_scores(logits, COMPUTE), negative, positive
+
+
+def index_type(scopes: Scopes) -> tl.dtype:
+    """What holds any `start`, and the end of its block."""
+    return tl.int32 if scopes.num_candidates <= 2**31 - LARGEST_BLOCK else tl.int64
+
+
 def block_arguments(scopes: Scopes) -> dict[str, object]:
     """The arguments of kernels that read blocks of candidates."""
     return {
         "num_candidates": scopes.num_candidates,
-        "INDEX": tl.int32 if scopes.num_candidates <= 2**31 - 2 * BLOCK else tl.int64,
+        "INDEX": index_type(scopes),
         "BLOCK": BLOCK,
         "PART": PART,
         "num_warps": NUM_WARPS,
