@@ -32,9 +32,9 @@ MAX_PROGRAMS = 8192  # that sum blocks up: at least twice what today's GPUs hold
 
 
 @triton.jit
-def load_block(values_ptr, start, num, BLOCK: tl.constexpr):
-    """The values of a block; 0 behind the last."""
-    at = values_ptr + start + tl.arange(0, BLOCK)
+def load_block(values_ptr, start, num, BLOCK: tl.constexpr, IN_LANE: tl.constexpr = 16):
+    """The values of a block, at most IN_LANE neighbours of them in one lane; 0 behind the last."""
+    at = values_ptr + start + tl.max_contiguous(tl.arange(0, BLOCK), IN_LANE)
     if start + BLOCK <= num:
         values = tl.load(at)
     else:
@@ -100,10 +100,11 @@ def load_candidates(
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
+    IN_LANE: tl.constexpr = 16,
 ):
-    """(scores, which are negatives, which are positives) of a block of a ranking loss."""
+    """(scores, which are negatives, which are positives) of a block of a ranking loss; IN_LANE as in load_block."""
     # Before the targets, whose branch would wait for them alone: so both are on their way together.
-    logits = load_block(logits_ptr, start, num, BLOCK)
+    logits = load_block(logits_ptr, start, num, BLOCK, IN_LANE)
     if LABELS:
         negative = start + tl.arange(0, BLOCK) < num
         positive = negative & False

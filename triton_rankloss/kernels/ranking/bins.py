@@ -109,8 +109,9 @@ def _bins_kernel(
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
             start = tl.cast(block, INDEX) * BLOCK
+            # Neighbours in different lanes, as atomic additions have them: nothing is exchanged before those.
             n, negative, _ = load_candidates(
-                logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+                logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE, IN_LANE=1
             )
             in_middle = negative & (n >= middle_begin) & (n < middle_end)
             if tl.max(tl.where(in_middle, -1, lanes)) < 0:
@@ -135,8 +136,8 @@ def _bins_kernel(
 
 @triton.jit
 def _sum_of_four(offset):
-    """Sums of four neighbours, in float32 below 2^29 each: so they are still int32, which takes fewer instructions."""
-    return tl.sum(tl.reshape(offset, [offset.shape[0] // 4, 4]), 1).to(tl.int64)
+    """Sums of every four in a lane, in float32 below 2^29 each: still int32, which takes fewer instructions."""
+    return tl.sum(tl.reshape(offset, [4, offset.shape[0] // 4]), 0).to(tl.int64)
 
 
 @triton.jit
