@@ -33,8 +33,6 @@ from .targets import (
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-IOU = "iou or the IoU of pred_boxes and target_boxes"  # what an error calls it: the operator knows no boxes
-
 
 @distributed.fail_together
 def iou_balanced_focal_loss(
@@ -97,11 +95,11 @@ def iou_balanced_focal_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
     arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
     """
-    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
+    candidates = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     _check_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0 - alpha, float(alpha), gamma
-    return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
+    return _focal_loss(*candidates, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
 @distributed.fail_together
@@ -124,11 +122,11 @@ def iou_balanced_bce_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
     in this form; this follows the paper.
     """
-    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
+    candidates = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0, 1.0, 0.0  # the focal loss with gamma = 0, and without weights of the classes
-    return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
+    return _focal_loss(*candidates, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
 class IoUBalancedFocalLoss(LossModule):
@@ -187,13 +185,13 @@ def _check_parameters(eta: float, alpha: float, gamma: float) -> None:
 
 def _candidates(
     logits: Tensor, targets: Tensor, iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits, targets, IoU per anchor, of the shape of the logits, or [P])."""
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """(logits, targets, IoU per anchor, of the shape of the logits, or [P], and what errors call it)."""
     check_logits_and_targets(logits, targets)
     iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
     logits, targets, iou = as_anchors(logits, targets, iou)
     check_per_positive(name, iou, logits, per_anchor=True)
-    return logits, targets, iou
+    return logits, targets, iou, name
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss", mutates_args=())
@@ -201,6 +199,7 @@ def _focal_loss(
     logits: Tensor,
     targets: Tensor,
     iou: Tensor,
+    name: str,
     eta: float,
     negative_weight: float,
     positive_weight: float,
@@ -217,6 +216,8 @@ def _focal_loss(
     """
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
+    if _is_per_positive(iou, logits):
+        check_count(iou, positions, name)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
     of_negatives = negative_weight * sum_of_negatives(logits, targets, gamma)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
@@ -245,12 +246,14 @@ def fake_loss_and_scale(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 @dispatch.kernel(_focal_loss)
-def _(logits: Tensor, targets: Tensor, iou: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor, targets: Tensor, iou: Tensor, name: str, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from .kernels.pointwise import iou_balanced
 
     _check_same_call(logits, *arguments)
     if _is_per_positive(iou, logits) and logits.device.type == "cpu":  # a GPU would have to be waited for
-        check_count(iou, positive_positions(logits, targets, None), IOU)
+        check_count(iou, positive_positions(logits, targets, None), name)
     return iou_balanced.focal_forward(logits, targets, iou, *arguments)
 
 
@@ -304,7 +307,7 @@ def _(*arguments: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, iou, eta, _, _, gamma, *_ = inputs
+    logits, targets, iou, _, eta, _, _, gamma, *_ = inputs
     dispatch.save(ctx, (logits, targets, iou, *output[1:]), (eta, gamma))
     ctx.mark_non_differentiable(*output[1:])
 
@@ -313,7 +316,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         gradient = _focal_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)
-    return gradient, *[None] * 9
+    return gradient, *[None] * 10
 
 
 _focal_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -347,7 +350,7 @@ def _is_per_positive(iou: Tensor, logits: Tensor) -> bool:
 def _weights_at(positions: Tensor, logits: Tensor, iou: Tensor, eta: float) -> Tensor:
     """u_i^eta [P] of the positives at flat `positions`."""
     if _is_per_positive(iou, logits):
-        own = check_count(iou, positions, IOU)
+        own = iou
     else:
         own = iou.reshape(-1)[positions if iou.shape == logits.shape else positions // logits.shape[-1]]
     return reference.iou_weights(own.to(result_dtype(logits)), eta)
