@@ -23,10 +23,8 @@ from .grid import cdiv
 
 # Not yet measured on a GPU, but counted in machine code: 16 logits a lane share the work on labels and addresses.
 NUM_WARPS = 1
-PART = (
-    128  # of a block that is not background, taken at once: masks and labels then need no more registers than it does
-)
-BLOCKS_AT_ONCE = 4  # that a program writes: what it does once is spread over 2048 logits
+PART = 256  # of a block that is not background is taken at once: its masks and labels then cost no more registers
+BLOCKS_AT_ONCE = 2  # that a program writes: with more, one that gets no background block keeps a small launch waiting
 LARGEST_BLOCK = 1024  # of any kernel, or of several blocks that one program begins
 MAX_PROGRAMS = 8192  # that sum blocks up: at least twice what today's GPUs hold at once, so that no last wave matters
 
