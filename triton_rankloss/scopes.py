@@ -26,7 +26,7 @@ class Group(NamedTuple):
             return values[self.scopes[0]].unsqueeze(0)
         return values[self.scopes]
 
-    def of_positives(self, values: Tensor, padding: float) -> Tensor:
+    def of_positives(self, values: Tensor, padding: Tensor | float) -> Tensor:
         """Values [G, P] of the positives from those of all."""
         if self.there is None:
             return values.unsqueeze(0)
