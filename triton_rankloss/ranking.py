@@ -118,7 +118,7 @@ def rank(
 
 def scopes_at_once(logits: Tensor, offsets: Tensor) -> Iterator[Group]:
     """The scopes of `logits` that are ranked side by side."""
-    return group_scopes(offsets, SCOPES_AT_ONCE * (offsets.numel() - 1) // max(1, logits.numel()))
+    return group_scopes(offsets, min(SCOPES_AT_ONCE, LOGITS_AT_ONCE) * (offsets.numel() - 1) // max(1, logits.numel()))
 
 
 def below_all(scores: Tensor, delta: float) -> Tensor:
