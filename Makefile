@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-installed test-interpreted test-torchvision test-transformers lint bench bench-compare gpu clean
+.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers lint bench bench-host bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -22,6 +22,12 @@ test-installed: $(VENV)/installed
 # The losses through the Triton kernels, on CPU tensors.
 test-interpreted: $(VENV)/installed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
+
+# Random calls against literal formulas: 10,000 on the reference, or on a GPU; through interpreted kernels what five
+# minutes allow. FUZZ: further options, as --seconds 3600 or --seed 1 --only 7.
+fuzz: $(VENV)/installed
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz $(FUZZ)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m fuzz $(FUZZ)
 
 # In an environment of its own: torchvision has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
 test-torchvision: .venv-torchvision/installed
@@ -38,6 +44,10 @@ bench: $(VENV)/installed
 	mkdir -p out && rm -f out/bench.json
 	$(BIN)/python -m pytest bench --benchmark-quiet --benchmark-json=out/bench.json $(BENCH); status=$$?; \
 	$(BIN)/python -m bench report out/bench.json && exit $$status
+
+# What the host does in a call on a GPU; measured without one.
+bench-host: $(VENV)/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest bench/test_host.py
 
 # Ends in an error if anything of ours became slower.
 BEFORE ?= bench/results/cpu-2core/bench.json

@@ -50,7 +50,7 @@ def steps(folder: Path, device: str) -> list[Step]:
     check = [*package, "check", "--device", device, "--json", str(folder / "check.json")]
     kernels = [*package, "kernels", "--quick", "--json", str(folder / "kernels.json")]
     tests = [*pytest, "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={folder / 'tests.xml'}"]
-    limits, options = {"ranking": 130, "pointwise": 60, "scaling": 60, "training": 40}, ["--seconds=0.5"]
+    limits, options = {"host": 20, "ranking": 130, "pointwise": 60, "scaling": 60, "training": 40}, ["--seconds=0.5"]
     if device == "cuda":
         tests += ["tests", *(f"--ignore=tests/test_{name}.py" for name in OFF_GPU)]
         tests += ["-n", "8"] if importlib.util.find_spec("xdist") else []

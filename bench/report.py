@@ -30,6 +30,8 @@ loss of the boxes, weights as they begin; `torchvision-focal` in place of the ra
 RANKS = """
 AP Loss, forward and backward, over gloo processes of one thread, 16 images each. Milliseconds are processor time of
 rank 0: there are more ranks than cores. Without a group every rank ranks its own images alone."""
+HOST = """
+The Python of AP Loss on the path of the kernels, forward and backward, without what Triton takes to launch."""
 Cell = Callable[[Row], str]
 
 
@@ -45,6 +47,7 @@ def page(results: Results, plots: dict[str, str]) -> str:
         ("pointwise", "Every logit or box once, forward + backward", table(pointwise, ratio, SIZES | TIMES)),
         ("training", "End to end", table(steps, share, SIZES), TRAINING),
         ("ranks", "Over many ranks", ranks(results.along("ranks")), RANKS),
+        ("host", "Before all is launched", host(results.along("host")), HOST),
         ("ahead", "Where a peer is ahead", ahead([*plain, *scaling]) or "Nowhere."),
     )
     parts = [header(results)]
@@ -95,6 +98,10 @@ def ranks(rows: list[Row]) -> str:
         times = [milliseconds(row.median), milliseconds(row.info["without_group"])]
         lines.append([str(row.info["at"]), f"{row.info['positives']:,}", *times])
     return markdown(lines)
+
+
+def host(rows: list[Row]) -> str:
+    return markdown([["us", "launches"], *([f"{1e6 * row.median:.0f}", str(row.info["launches"])] for row in rows)])
 
 
 def ahead(rows: list[Row]) -> str:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -111,11 +110,10 @@ class IoUBalanced(Recipe):
 
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
-        with torch.no_grad():
-            iou = 1 - rankloss.box_iou_loss(matches.boxes, matches.target_boxes)
+        boxes = {"pred_boxes": matches.boxes, "target_boxes": matches.target_boxes}
         return {
-            "class": rankloss.iou_balanced_focal_loss(matches.logits, matches.labels, iou),
-            "box": rankloss.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, iou),
+            "class": rankloss.iou_balanced_focal_loss(matches.logits, matches.labels, **boxes),
+            "box": rankloss.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, **boxes),
         }
 
 

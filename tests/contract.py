@@ -1,4 +1,4 @@
-"""The table that test_contract.py goes through: a row for every public loss, and the arguments that the rows name.
+"""The table that test_contract*.py go through: a row for every public loss, and the arguments that the rows name.
 
 A new loss joins the contract by one row. A row lists hyper-parameters with values that are not the defaults; what is
 forgotten there, or in `allowed`, is found by the test of the table.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -224,3 +225,37 @@ def total_of(outputs: Any) -> Tensor:
 
 def _ramp(like: Tensor) -> Tensor:
     return torch.linspace(1, 0.5, like.numel(), dtype=like.dtype, device=like.device).view(like.shape)
+
+
+def each(condition=lambda loss: True):
+    return pytest.mark.parametrize("loss", [loss for loss in LOSSES if condition(loss)], ids=str)
+
+
+def scopes(loss):
+    """Options under which the whole batch, and each image, is ranked."""
+    return ({}, {"per_image": True}) if "per_image" in loss.parameters else ({},)
+
+
+def foreground(loss, inputs):
+    """Which anchors are positive, bool."""
+    labels = inputs[loss.targets]
+    return (labels >= 0) & (labels < inputs["logits"].shape[-1] - loss.is_softmax)
+
+
+def per_anchor(loss, inputs):
+    """The same inputs, with the IoU of every anchor instead of every positive; NaN at all but positives."""
+    anchors = foreground(loss, inputs)
+    iou = torch.full(anchors.shape, torch.nan, dtype=inputs["iou"].dtype, device=anchors.device)
+    iou[anchors] = inputs["iou"]
+    return inputs | {"iou": iou}
+
+
+def forms(loss, inputs):
+    return [inputs, per_anchor(loss, inputs)] if loss.takes_iou_per_anchor else [inputs]
+
+
+def to_dtype(inputs, dtype, names=None):
+    return {
+        name: value.to(dtype) if value.is_floating_point() and (names is None or name in names) else value
+        for name, value in inputs.items()
+    }

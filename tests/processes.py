@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -40,7 +41,13 @@ def run(work, world_size: int) -> list:
 
 def _process(rank: int, work, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=2),  # a rank that waits for one that has failed is an error soon
+    )
     torch.save(work(rank, world_size, dist.group.WORLD), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -48,7 +55,7 @@ def _process(rank: int, work, world_size: int, folder: str) -> None:
 def message_of(call) -> str:
     try:
         call()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return str(error)
     return "nothing was raised"
 

@@ -196,6 +196,32 @@ def test_gradients_by_hand(device):
     assert gradient[0].tolist() == pytest.approx([1 / 18, 0, -1 / 6, 0], abs=1e-15)
 
 
+def test_gradients_of_a_side_of_0_by_hand(device):
+    # a = (1, 4, 3, 4), a line above b = (0, 0, 2, 2): I = 0, U = |b| = 4, C = 3 * 4. As a grows, d|a| = 2 dy2 - 2 dy1,
+    # dC = 4 dx2 + 3 dy2; of (C - U) / C the derivative is (U dC - C dU) / C^2.
+    line, box = torch.tensor([[1.0, 4, 3, 4]], device=device), torch.tensor([[0.0, 0, 2, 2]], device=device)
+    ones = torch.ones(1, device=device)
+    expected = {trl.box_iou_loss: [0, 0, 0, 0], trl.generalized_box_iou_loss: [0, 24 / 144, 16 / 144, -12 / 144]}
+    for loss, wanted in expected.items():
+        (value,), gradient, _ = gradients_of(loss, line.double(), box.double(), ones, eps=0)
+        assert gradient[0].tolist() == pytest.approx(wanted, abs=1e-15)
+    # Inside a box it intersects nothing either: (1, 1, 1, 3) in (0, 0, 4, 4), U = C = 16; dU = -2 dx1 + 2 dx2, dC = 0.
+    line, box = torch.tensor([[1.0, 1, 1, 3]], device=device), torch.tensor([[0.0, 0, 4, 4]], device=device)
+    expected = {trl.box_iou_loss: [0, 0, 0, 0], trl.generalized_box_iou_loss: [2 / 16, 0, -2 / 16, 0]}
+    for loss, wanted in expected.items():
+        (value,), gradient, _ = gradients_of(loss, line.double(), box.double(), ones, eps=0)
+        assert value == 1
+        assert gradient[0].tolist() == pytest.approx(wanted, abs=1e-15)
+
+
+@pytest.mark.parametrize("loss", [trl.box_iou_loss, trl.harmonic_iou_loss, trl.generalized_box_iou_loss])
+def test_infinite_boxes(loss, device):
+    infinite = torch.tensor([[0.0, 0, torch.inf, 1], [-torch.inf, -torch.inf, torch.inf, torch.inf]], device=device)
+    for other in (infinite, torch.tensor([[0.0, 0, 2, 1]], device=device).expand(2, 4)):
+        found = loss(infinite, other)
+        assert ((found == 1) | found.isnan()).all()
+
+
 @every_loss
 def test_a_perfect_box_has_no_gradient(kind, device):
     boxes = proper(20).to(device)

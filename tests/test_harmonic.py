@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from cases import assert_close
+from cases import assert_close, assert_equal
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import one_hot
 
@@ -147,6 +147,17 @@ def test_task_contrastive_loss(margin, activation, batch):
         assert_close(loss, expected)
         assert_close(gradient, of_logits)
         assert_close(iou_gradient, of_iou if values is iou else of_iou[is_positive])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_iou_of_an_anchor_with_several_positives_has_its_gradient_rounded_once(dtype, device):
+    logits, targets = torch.randn(2, 40, device=device), torch.ones(2, 40, device=device)
+    values, gradients = torch.rand(2, device=device).to(dtype), []
+    for iou in (values, values.float()):
+        leaf = iou.requires_grad_()
+        trl.task_contrastive_loss(logits, targets, leaf, margin=0.0, reduction="sum").backward()
+        gradients.append(leaf.grad)
+    assert_equal(gradients[0], gradients[1].to(dtype))
 
 
 def test_task_contrastive_loss_by_hand(device):

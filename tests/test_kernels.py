@@ -5,7 +5,9 @@ entry that no program owns shows. Without Triton's interpreter these would only 
 """
 
 import os
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SMALL = {
-    "candidates": {"TARGETS_BLOCK": 16},
+    "listing": {"TARGETS_BLOCK": 16},
     "ranking.positives": {"TILE": 4, "SORT_TILE": 2, "SORT_OTHERS": 4},
     "ranking.kinks": {"TILE": 4, "CELLS": 2},
     "ranking.bins": {
@@ -81,6 +83,37 @@ def test_low_precision(form, kind, dtype, monkeypatch):
     (expected,), (expected_gradient,) = oracle("ap", logits, labels, logits[:0])
     assert_close(loss, expected)
     assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("form", ["bins", "pairs"])
+def test_benchmarks_reach_both_forms(form, monkeypatch):
+    sys.path.append(str(Path(__file__).parents[1]))
+    from bench.peers.registry import FORMS, of_form
+
+    count = import_module("triton_rankloss.kernels.ranking.count")
+    called = []
+    for name in ("bins", "pairs"):
+        module = getattr(count, name)
+        monkeypatch.setattr(
+            module, "count", lambda *_, name=name, real=module.count: (called.append(name), real(*_))[1]
+        )
+    logits, labels = batch("random", 1, 37, 3, 11)
+    loss = of_form("ap", FORMS[f"ours-{form}"])(logits.requires_grad_(), {"targets": labels})
+    assert called == [form]
+    (expected,), _ = oracle("ap", logits.detach(), labels, logits[:0].detach())
+    assert_close(loss.detach(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [1e-9, 1e-3, 0.1])
+@pytest.mark.parametrize("score", [-torch.inf, torch.inf, 1e7])
+def test_ties_where_scores_have_no_digits_of_delta(score, delta, dtype):
+    # Five positives and four negatives of one score: a = 1 + 4 / 2, b = 4 / 2, an error of 2 / 5 each.
+    logits = torch.full((9,), score, dtype=dtype, requires_grad=True)
+    loss = rankloss.ap_loss(logits, torch.tensor([1] * 5 + [0] * 4), delta=delta)
+    loss.backward()
+    assert_close(loss, torch.tensor(0.4, dtype=dtype))
+    assert_close(logits.grad, torch.tensor([-0.4 / 5] * 5 + [0.4 / 4] * 4, dtype=dtype))
 
 
 def test_results_do_not_depend_on_what_the_buffers_held():

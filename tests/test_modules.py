@@ -79,7 +79,7 @@ def test_rank_sort_takes_targets_from_boxes_and_balances(batch, device):
 
 
 @pytest.mark.parametrize(
-    ("module", "kinds"), [(rankloss.ALRPLoss, ["giou", "giou"]), (rankloss.RankSortLoss, ["iou", "giou", "giou"])]
+    ("module", "kinds"), [(rankloss.ALRPLoss, ["giou", "giou"]), (rankloss.RankSortLoss, ["overlap", "giou", "giou"])]
 )
 def test_boxes_go_through_the_fused_kernels(module, kinds, device, interpreted, monkeypatch):
     """The loss, and the gradients of logits and boxes, are those of the reference from end to end."""
@@ -127,7 +127,9 @@ def test_bad_arguments(batch):
         rankloss.ALRPLoss()(*batch)
     with pytest.raises(ValueError, match="either localization_errors, or pred_boxes and target_boxes"):
         rankloss.ALRPLoss()(*batch, torch.zeros(2), pred_boxes=PRED, target_boxes=TARGET)
-    with pytest.raises(ValueError, match="pred_boxes and target_boxes together"):
+    with pytest.raises(ValueError, match="pred_boxes and target_boxes; got pred_boxes"):
         rankloss.RankSortLoss()(*batch, pred_boxes=PRED)
     with pytest.raises(ValueError, match="tau must be >= 0 and < 1 and finite; got 1"):
         rankloss.ALRPLoss(tau=1)
+    with pytest.raises(TypeError, match="steps_per_epoch must be an int or None; got float"):
+        rankloss.ALRPLoss(steps_per_epoch=1.5)

@@ -7,8 +7,16 @@ from torch import Tensor
 
 from . import dispatch, ranking
 from .boxes import generalized_box_iou_loss
-from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
-from .distributed import join_ranks
+from .checks import (
+    check_boxes,
+    check_logits_and_targets,
+    check_number,
+    check_per_positive,
+    check_positive_int,
+    check_ranking,
+    group_name,
+)
+from .distributed import fail_together, join_ranks
 from .dtypes import result_dtype
 from .module import LossModule
 from .reference import alrp as reference, sorted as sorted_engine
@@ -25,6 +33,7 @@ class ALRPLosses(NamedTuple):
     localization: Tensor
 
 
+@fail_together
 def alrp_loss(
     logits: Tensor,
     targets: Tensor,
@@ -75,16 +84,16 @@ def alrp_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    Infinite logits count as the largest finite ones; a NaN among the candidates makes both parts NaN.
+    Infinite logits count as finite ones of about :math:`10^{12}`, in every dtype, so that they tie with each other. A
+    NaN among the candidates, positive or negative, makes both parts NaN, one among the errors the localization; but
+    where nothing is ranked, for want of positives in all or with `per_image` in the image, it changes nothing.
 
     Source: Oksuz et al., NeurIPS 2020, arXiv 2009.13592, equations 7 to 11 and algorithm 1. Of positives with equal
     scores each counts the errors of all; the published code takes them in the order in which its sort left them.
     """
+    check_ranking(delta, per_image, group, max_positives, eps)
     check_logits_and_targets(logits, targets, per_image=per_image)
     check_per_positive("localization_errors", localization_errors, logits)
-    check_number("delta", delta, 0)
-    check_number("eps", eps, 0)
-    check_max_positives(max_positives)
     bound = max_positives if group is None else None
     losses = _alrp_loss(logits, targets, localization_errors, delta, eps, per_image, bound, group_name(group))
     return ALRPLosses(*losses[:2])
@@ -105,6 +114,7 @@ class ALRPLoss(LossModule):
     iterations in an epoch.
     """
 
+    group: "ProcessGroup | None"
     tau: float
     steps_per_epoch: int | None
     localization_weight: Tensor
@@ -123,12 +133,10 @@ class ALRPLoss(LossModule):
         group: "ProcessGroup | None" = None,
         max_positives: int | None = None,
     ) -> None:
-        check_number("delta", delta, 0)
-        check_number("eps", eps, 0)
+        check_ranking(delta, per_image, group, max_positives, eps)
         check_number("tau", tau, 0, 1, high_open=True)
         check_number("initial_weight", initial_weight, 0)
-        if steps_per_epoch is not None:
-            check_number("steps_per_epoch", steps_per_epoch, 1)
+        check_positive_int("steps_per_epoch", steps_per_epoch)
         super().__init__(
             delta=delta,
             eps=eps,
@@ -152,11 +160,8 @@ class ALRPLoss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> ALRPLosses:
         """Parts of the loss, from errors [P] or from boxes [P, 4] (x1, y1, x2, y2), in row-major order of positives."""
-        if localization_errors is None and pred_boxes is not None and target_boxes is not None:
-            localization_errors = generalized_box_iou_loss(pred_boxes, target_boxes) / (2 * (1 - self.tau))
-        elif localization_errors is None or pred_boxes is not None or target_boxes is not None:
-            raise ValueError("give either localization_errors, or pred_boxes and target_boxes")
-        losses = alrp_loss(logits, targets, localization_errors, **self.options("tau", "steps_per_epoch"))
+        errors = _resolve_errors(localization_errors, pred_boxes, target_boxes, self.tau, group=self.group)
+        losses = alrp_loss(logits, targets, errors, **self.options("tau", "steps_per_epoch"))
         weighted = losses._replace(localization=losses.localization * self.localization_weight)
         if self.training:
             self._observe(losses)
@@ -181,6 +186,25 @@ class ALRPLoss(LossModule):
         self.localization_weight = torch.where(due & (localization > 0), weight, self.localization_weight)
         self.sums = torch.where(due, 0, self.sums)
         self.num_steps = torch.where(due, 0, self.num_steps)
+
+
+@fail_together
+def _resolve_errors(
+    localization_errors: Tensor | None,
+    pred_boxes: Tensor | None,
+    target_boxes: Tensor | None,
+    tau: float,
+    *,
+    group: "ProcessGroup | None",
+) -> Tensor:
+    """Errors as they were given, or of the boxes; `group` is who learns of a failure."""
+    if localization_errors is not None and pred_boxes is None and target_boxes is None:
+        return localization_errors
+    if localization_errors is not None or pred_boxes is None or target_boxes is None:
+        raise ValueError("give either localization_errors, or pred_boxes and target_boxes")
+    check_boxes("pred_boxes", pred_boxes)
+    check_boxes("target_boxes", target_boxes, like=pred_boxes, shape=pred_boxes.shape)
+    return generalized_box_iou_loss(pred_boxes, target_boxes) / (2 * (1 - tau))
 
 
 @torch.library.custom_op("triton_rankloss::alrp_loss", mutates_args=())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ranking
-from .checks import check_logits_and_targets, check_max_positives, check_number, group_name
-from .distributed import join_ranks
+from .checks import check_bool, check_logits_and_targets, check_ranking, group_name
+from .distributed import fail_together, join_ranks
 from .module import LossModule
 from .reference import ap as reference, sorted as sorted_engine
 from .targets import positive_positions
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@fail_together
 def ap_loss(
     logits: Tensor,
     targets: Tensor,
@@ -60,14 +61,15 @@ def ap_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    Infinite logits count as the largest finite ones; a NaN among the candidates makes the loss NaN.
+    Infinite logits count as finite ones of about :math:`10^{12}`, in every dtype, so that they tie with each other. A
+    NaN among the candidates makes the loss NaN; but where nothing is ranked, for want of positives in all or with
+    `per_image` in the image, it changes nothing.
 
     Source: Chen et al., CVPR 2019, arXiv 1904.06373, equations 3 to 8; TPAMI 2020, arXiv 2008.07294. The published
     code loops over positives, is undefined without any and overflows in half precision; values are the same.
     """
+    _check_parameters(delta, interpolate, per_image, group, max_positives)
     check_logits_and_targets(logits, targets, per_image=per_image)
-    check_number("delta", delta, 0)
-    check_max_positives(max_positives)
     bound = max_positives if group is None else None
     return _ap_loss(logits, targets, delta, interpolate, per_image, bound, group_name(group))[0]
 
@@ -84,7 +86,7 @@ class APLoss(LossModule):
         group: "ProcessGroup | None" = None,
         max_positives: int | None = None,
     ) -> None:
-        check_number("delta", delta, 0)
+        _check_parameters(delta, interpolate, per_image, group, max_positives)
         super().__init__(
             delta=delta, interpolate=interpolate, per_image=per_image, group=group, max_positives=max_positives
         )
@@ -92,6 +94,13 @@ class APLoss(LossModule):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of logits [..., C] or [N] with dense targets or labels."""
         return ap_loss(logits, targets, **self.options())
+
+
+def _check_parameters(
+    delta: float, interpolate: bool, per_image: bool, group: "ProcessGroup | None", max_positives: int | None
+) -> None:
+    check_ranking(delta, per_image, group, max_positives)
+    check_bool("interpolate", interpolate)
 
 
 @torch.library.custom_op("triton_rankloss::ap_loss", mutates_args=())

@@ -31,9 +31,10 @@ def box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: f
         RuntimeError: in a second backward through the gradient.
 
     A box with x2 < x1 or y2 < y1 is empty, with area 0; the relatives of this loss take its centre, and the box around
-    both boxes, from its corners as they are. Boxes that do not intersect, or only touch, have loss 1 and
-    gradient 0. Where ends coincide, the gradient is the mean of its one-sided values, as in `torch.maximum`: 0 where
-    `boxes1` equals `boxes2`. NaN in, NaN out.
+    both boxes, from its corners as they are. Boxes that do not intersect, or only touch, have loss 1 and gradient 0. A
+    box with a side of 0 intersects nothing; elsewhere such a side has the derivative with which it grows. Where ends
+    coincide, the gradient is the mean of its one-sided values, as in `torch.maximum`: 0 where `boxes1` equals `boxes2`.
+    An infinite coordinate makes the loss 1 or NaN. NaN in, NaN out.
 
     Named and defined as its relatives in torchvision.ops, which has no loss for the plain IoU.
     """

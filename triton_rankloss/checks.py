@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -16,7 +17,7 @@ COMPARED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch
 
 
 def check_float_tensor(name: str, value: Tensor, *, like: Tensor | None = None) -> None:
-    """A floating-point tensor, on the device of `like`."""
+    """A floating-point tensor, on the device of `like`, that carries no tangent."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
     if not value.dtype.is_floating_point:
@@ -24,6 +25,11 @@ def check_float_tensor(name: str, value: Tensor, *, like: Tensor | None = None) 
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must have a floating-point dtype of at least 16 bits; got {value.dtype}")
     check_device(name, value, like)
+    if forward_ad.unpack_dual(value).tangent is not None:
+        raise RuntimeError(
+            f"{name} carries a tangent: the losses have no forward-mode derivative (torch.func.jvp, torch.func.jacfwd, "
+            "torch.autograd.forward_ad). Take reverse mode, backward or torch.autograd.grad"
+        )
 
 
 def check_device(name: str, value: Tensor, like: Tensor | None) -> None:
@@ -40,7 +46,8 @@ def check_number(
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
-    if not (math.isfinite(value) and above and below):
+    # A NaN fails every comparison; torch.compile, to which numbers are symbols, has no math.isfinite of them.
+    if not (value < math.inf and above and below):
         upper = "" if high == math.inf else f" and {'<' if high_open else '<='} {high:g}"
         raise ValueError(f"{name} must be {'>' if low_open else '>='} {low:g}{upper} and finite; got {value}")
 
@@ -62,8 +69,6 @@ def check_logits_and_targets(logits: Tensor, targets: Tensor, *, per_image: bool
     if not dense and (targets.dtype.is_floating_point or targets.dtype == torch.bool):
         raise TypeError(f"targets given as labels must have an integer dtype; got {targets.dtype}")
     check_device("targets", targets, logits)
-    if not isinstance(per_image, bool):
-        raise TypeError(f"per_image must be a bool; got {type(per_image).__name__}")
     if per_image and targets.dim() < 2:
         raise ValueError(
             "per_image=True needs images as the first dimension of logits and targets, and candidates behind it; "
@@ -80,14 +85,25 @@ def check_per_positive(name: str, value: Tensor, logits: Tensor, *, per_anchor: 
         raise ValueError(f"{name} must have shape {expected}, P the number of positives; got {tuple(value.shape)}")
 
 
-def check_max_positives(value: int | None) -> None:
+def check_positive_int(name: str, value: int | None) -> None:
     """None, or an int that is at least 1."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_positives must be an int or None; got {type(value).__name__}")
+        raise TypeError(f"{name} must be an int or None; got {type(value).__name__}")
     if value < 1:
-        raise ValueError(f"max_positives must be >= 1; got {value}")
+        raise ValueError(f"{name} must be >= 1; got {value}")
+
+
+def check_ranking(
+    delta: float, per_image: bool, group: "ProcessGroup | None", max_positives: int | None, eps: float = 0.0
+) -> None:
+    """The options of AP, aLRP and Rank & Sort Loss."""
+    check_number("delta", delta, 0)
+    check_number("eps", eps, 0)
+    check_bool("per_image", per_image)
+    check_positive_int("max_positives", max_positives)
+    group_name(group)
 
 
 def group_name(group: "ProcessGroup | None") -> str | None:

@@ -6,8 +6,9 @@ multiplied by the number of ranks, so that their mean, which data-parallel train
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,42 @@ LOSSES = (
     "iou_balanced_smooth_l1_loss",
 )
 MAX_ARGUMENTS = 6  # those of dr_loss, which has most
+FAILED = -1  # in place of a rank's number of positives: it has no call to agree on
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class RanksDisagreeError(ValueError):
+    """Raised on every rank by the first collective of a call, which no rank is then waiting for."""
+
+
+def fail_together(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate what checks the arguments of a loss with a `group`: where it fails on one rank, it fails on all.
+
+    The rank that fails takes part in the first collective of the call before it raises; the others learn of it there.
+    So every check of arguments, in an operator too, comes before that collective.
+    """
+
+    @wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        group: Any = kwargs.get("group")
+        if group is None:
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except RanksDisagreeError:
+            raise
+        except (TypeError, ValueError):
+            if isinstance(group, dist.ProcessGroup):
+                types = [device.type for device in group._device_types]  # those that the group can send from
+                tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+                devices = [tensor.device for tensor in tensors if tensor.device.type in types]
+                devices.append(torch.device("cpu" if "cpu" in types else types[0]))
+                _exchange([FAILED], devices[0], group)
+            raise
+
+    return checked
 
 
 class Ranks(NamedTuple):
@@ -87,28 +124,42 @@ def join_ranks(
 def check_same_call(
     loss: str, arguments: Mapping[str, float | Tensor | None], like: Tensor, num_positives: int, group: str
 ) -> list[int]:
-    """Number of positives of every rank; a ValueError on every rank if one was called with other arguments.
+    """Number of positives of every rank; a ValueError on all if one failed or was called otherwise.
 
     This is the first collective of every loss, and of the same length for all of them, so that it cannot hang. `like`
     is what the loss is made of; an argument may be a tensor without dimensions on its device, or None.
     """
     arguments = {"the loss": LOSSES.index(loss), "the precision": torch.finfo(like.dtype).eps, **arguments}
     numbers = [math.nan if value is None or isinstance(value, Tensor) else value for value in arguments.values()]
-    row = [num_positives, *numbers, *[math.nan] * (MAX_ARGUMENTS + 2 - len(numbers))]
-    own = torch.tensor(row, dtype=torch.float64, device=like.device)
-    for column, value in enumerate(arguments.values(), start=1):
-        if isinstance(value, Tensor):
-            own[column] = value
-    everyone = [torch.empty_like(own) for _ in range(world_size(group))]
-    dist.all_gather(everyone, own, group=resolve(group))
-    rows = torch.stack(everyone).tolist()
+    tensors = {column: value for column, value in enumerate(arguments.values(), 1) if isinstance(value, Tensor)}
+    rows = _exchange([num_positives, *numbers], like.device, resolve(group), tensors)
+    failed = [rank for rank, row in enumerate(rows) if row[0] == FAILED]
+    if failed:
+        raise RanksDisagreeError(f"rank {', '.join(map(str, failed))} of group failed its argument check, and says why")
     for column, name in enumerate(arguments, start=1):
         given: list[Any] = [None if math.isnan(row[column]) else row[column] for row in rows]
         if name == "the loss":
             given = [LOSSES[int(index)] for index in given]
         if any(value != given[0] for value in given):
-            raise ValueError(f"{name} must be the same on every rank of group; got {given}, in the order of ranks")
+            raise RanksDisagreeError(
+                f"{name} must be the same on every rank of group; got {given}, in the order of ranks"
+            )
     return [int(row[0]) for row in rows]
+
+
+def _exchange(
+    numbers: list[float], device: torch.device, group: Any, tensors: Mapping[int, Tensor] | None = None
+) -> list[list[float]]:
+    """The numbers of every rank; in place of some stand `tensors` without dimensions, by column."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("with group= a loss waits for the host, which a CUDA graph cannot capture: call it outside")
+    row = [*numbers, *[math.nan] * (MAX_ARGUMENTS + 3 - len(numbers))]
+    own = torch.tensor(row, dtype=torch.float64, device=device)
+    for column, value in (tensors or {}).items():
+        own[column] = value
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, own, group=group)
+    return torch.stack(everyone).tolist()
 
 
 def resolve(group: str) -> Any:

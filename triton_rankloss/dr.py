@@ -13,12 +13,13 @@ from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
 from .module import LossModule
 from .reference import dr as reference
 from .scopes import group_scopes
-from .targets import BLOCK, as_anchors, certain_negatives, fill_others, in_blocks, positive_positions, select
+from .targets import BLOCK, as_anchors, background_flags, fill_others, in_blocks, positive_positions, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def dr_loss(
     logits: Tensor,
     targets: Tensor,
@@ -66,13 +67,14 @@ def dr_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    An infinite logit has probability 0 or 1, and gradient 0; a NaN among the candidates makes the loss NaN.
+    An infinite logit has probability 0 or 1, and gradient 0. A NaN among the candidates makes the loss NaN, without
+    positives too: negatives are still pushed down then.
 
     Source: Qian et al., CVPR 2020, arXiv 1907.10156. Values are those of the published code, which makes one-hot
     tensors of the size of the logits and has no per-image form.
     """
-    check_logits_and_targets(logits, targets, per_image=per_image)
     _check_parameters(margin, pos_lambda, neg_lambda, L, tau, per_image)
+    check_logits_and_targets(logits, targets, per_image=per_image)
     logits, targets = as_anchors(logits, targets)
     return _dr_loss(logits, targets, margin, pos_lambda, neg_lambda, L, tau, per_image, group_name(group))[0]
 
@@ -93,6 +95,7 @@ class DRLoss(LossModule):
     ) -> None:
         parameters = {"margin": margin, "pos_lambda": pos_lambda, "neg_lambda": neg_lambda, "L": L, "tau": tau}
         _check_parameters(**parameters, per_image=per_image)
+        group_name(group)
         super().__init__(**parameters, per_image=per_image, group=group)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -122,8 +125,9 @@ def _dr_loss(
     tau: float,
     per_image: bool,
     group: str | None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, state [2, 3, S]): of positives and negatives, (coefficient, shift, mean) of each of the S scopes.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, state [2, 3, S], background flags) of S scopes; of positives and negatives, state is (coefficient, shift,
+    mean).
 
     With k = -1 / pos_lambda for positives and 1 / neg_lambda for negatives, and p the sigmoid of the logit x,
     d loss / dx = coefficient exp(k (p - shift)) (1 + k (p - mean)) p (1 - p).
@@ -145,18 +149,19 @@ def _dr_loss(
     num_scopes = num_scopes.clamp(min=1)
     coefficients = slopes / num_scopes / sums[:, 1].clamp(min=1)
     dtype = result_dtype(logits)
-    return (loss / num_scopes).to(dtype), torch.stack([coefficients, sums[:, 0], means], 1).to(dtype)
+    state = torch.stack([coefficients, sums[:, 0], means], 1)
+    return (loss / num_scopes).to(dtype), state.to(dtype), background_flags(logits, per_image).zero_()
 
 
 @_dr_loss.register_fake
-def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     per_image, _ = arguments[-2:]
-    dtype = result_dtype(logits)
-    return logits.new_empty((), dtype=dtype), logits.new_empty((2, 3, logits.shape[0] if per_image else 1), dtype=dtype)
+    loss = logits.new_empty((), dtype=result_dtype(logits))
+    return loss, loss.new_empty((2, 3, logits.shape[0] if per_image else 1)), background_flags(logits, per_image)
 
 
 @dispatch.kernel(_dr_loss)
-def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .kernels.pointwise import dr
 
     _check_same_call(logits, *arguments)
@@ -165,16 +170,22 @@ def _(logits: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]
 
 @torch.library.custom_op("triton_rankloss::dr_loss_backward", mutates_args=())
 def _dr_loss_backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+    logits: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    background: Tensor,
+    upstream: Tensor,
+    pos_lambda: float,
+    neg_lambda: float,
 ) -> Tensor:
     """Gradient of the logits, from `state` and the upstream gradient; S > 1: one scope for each logits[s]."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     num_scopes, (of_positives, of_negatives) = state.shape[2], state
     for scopes, x, its_targets, grad in _split_scopes(num_scopes, logits, targets, gradient):
         for (grad_block, _), block in zip(in_blocks(grad, its_targets), in_blocks(x, its_targets), strict=True):
-            negatives = _by_scope(certain_negatives(*block), scopes)
-            slopes = _slopes(negatives, 1 / neg_lambda, of_negatives[:, scopes, None], upstream)
-            grad_block.copy_(slopes.view(grad_block.shape))
+            x_of_scopes = _by_scope(clamp_infinities(block[0]), scopes)
+            slopes = _slopes(x_of_scopes, 1 / neg_lambda, of_negatives[:, scopes, None], upstream)
+            grad_block.copy_(fill_others(slopes.view(grad_block.shape), block[1], 0.0))
     positions = positive_positions(logits, targets, None)
     its_state = of_positives[:, positions // max(1, logits.numel() // max(1, num_scopes))]
     slopes = _slopes(select(logits, positions), -1 / pos_lambda, its_state, upstream)
@@ -191,11 +202,11 @@ def _(*arguments: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, _, pos_lambda, neg_lambda, *_ = inputs
-    dispatch.save(ctx, (logits, targets, output[1]), (pos_lambda, neg_lambda))
-    ctx.mark_non_differentiable(output[1])
+    dispatch.save(ctx, (logits, targets, *output[1:]), (pos_lambda, neg_lambda))
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         gradient = _dr_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)

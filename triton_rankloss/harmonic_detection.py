@@ -26,8 +26,8 @@ from .iou_balanced import focal_gradient, sum_of_negatives
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
 from .reference import harmonic as reference
-from .targets import as_anchors, positive_positions, select, softmax_classes
-from .task_contrastive import task_contrastive_losses
+from .targets import as_anchors, background_flags, positive_positions, select, softmax_classes
+from .task_contrastive import add_gradients_of_rows, terms_of_rows
 
 
 def harmonic_detection_loss(
@@ -126,8 +126,8 @@ def harmonic_detection_loss(
     _check_positives(logits, pred_boxes, target_boxes, pred_deltas, target_deltas)
     check_avg_factor(avg_factor, logits)
 
-    if task_contrastive_weight > 0 and logits.dtype in (torch.float16, torch.bfloat16):
-        logits = _widen(logits)
+    if task_contrastive_weight > 0:  # two terms move the boxes too
+        pred_boxes = pred_boxes.to(result_dtype(pred_boxes))
     target_boxes = target_boxes.detach()
     target_deltas = None if target_deltas is None else target_deltas.detach()
     activation = "softmax" if is_softmax else "sigmoid"
@@ -136,22 +136,21 @@ def harmonic_detection_loss(
     localization = localization_losses(
         pred_boxes, target_boxes, pred_deltas, target_deltas, beta, iou_weight, iou_gamma, eps
     )
-    loss, scale, _ = _detection_loss(
+    iou = box_iou(pred_boxes, target_boxes, eps) if task_contrastive_weight > 0 else None
+    return _detection_loss(
         logits,
         targets,
         positions,
         localization,
+        iou,
         activation,
         background,
         *weights,
+        task_contrastive_margin,
+        task_contrastive_weight,
         detach_factors,
         *split_avg_factor(avg_factor),
-    )
-    if task_contrastive_weight > 0:
-        iou = box_iou(pred_boxes, target_boxes, eps)
-        terms = task_contrastive_losses(logits, positions, iou, task_contrastive_margin, activation)
-        loss = loss + (task_contrastive_weight * scale * terms.sum()).to(loss.dtype)
-    return loss
+    )[0]
 
 
 class HarmonicDetectionLoss(LossModule):
@@ -241,23 +240,9 @@ def _check_positives(
         )
 
 
-@torch.library.custom_op("triton_rankloss::widen_logits", mutates_args=())
-def _widen(logits: Tensor) -> Tensor:
-    """Logits in float32, infinite ones as large finite ones of their dtype: the gradients of two terms are then rounded
-    once, when they have been added up."""
-    return clamp_infinities(logits)
-
-
-@_widen.register_fake
-def _(logits: Tensor) -> Tensor:
-    return torch.empty_like(logits, dtype=torch.float32)
-
-
-def _keep_dtype(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.dtype = inputs[0].dtype
-
-
-_widen.register_autograd(lambda ctx, upstream: upstream.to(ctx.dtype), setup_context=_keep_dtype)
+def _flags(logits: Tensor, activation: str) -> Tensor:
+    """Background flags; none for softmax, which takes rows."""
+    return background_flags(logits if activation == "sigmoid" else logits[:0])
 
 
 def _check_localization(localization: Tensor, positions: Tensor) -> None:
@@ -273,16 +258,21 @@ def _detection_loss(
     targets: Tensor,
     positions: Tensor,
     localization: Tensor,
+    iou: Tensor | None,
     activation: str,
     background: int,
     negative_weight: float,
     positive_weight: float,
     gamma: float,
+    margin: float,
+    task_weight: float,
     detach_factors: bool,
     avg_number: float | None,
     avg_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, scale [], weights [2, P]), from the localization losses l_i [P] of the positives.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [], weights [2, P], background flags), from the localization losses l_i [P] of the positives.
+
+    With `iou` [P] the loss has the task-contrastive terms t_i, times `task_weight`; margin is theirs.
 
     The activation is "sigmoid", of focal terms with class weights, or "softmax", which reads `background` alone.
     Backward needs scale = 1 / avg_factor, the gradient of c_j, and weights = scale (dh/dc_i, dh/dl_i).
@@ -305,25 +295,34 @@ def _detection_loss(
         num_samples = (targets >= 0).sum() if activation == "softmax" else c.new_full((), len(c))
         avg_factor = num_samples.clamp(min=1).to(dtype)
     loss = reference.harmonic_detection_loss(c, c_negatives, localization, avg_factor, detach_factors)
+    if iou is not None:
+        loss += task_weight * terms_of_rows(logits, positions, iou, margin, activation).sum() / avg_factor
     slopes = dispatch.gradients(
         lambda c, loc: reference.harmonic_loss(c, loc, detach_factors), [c, localization], torch.ones_like(c)
     )
     results = loss, 1 / avg_factor, torch.stack(slopes) / avg_factor
-    return tuple(result.to(result_dtype(logits)) for result in results)  # type: ignore[return-value]
+    return *(result.to(result_dtype(logits)) for result in results), _flags(logits, activation).zero_()  # type: ignore[return-value]
 
 
 @_detection_loss.register_fake
 def _(
-    logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor,
+    targets: Tensor,
+    positions: Tensor,
+    localization: Tensor,
+    iou: Tensor | None,
+    activation: str,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scalar = logits.new_empty((), dtype=result_dtype(logits))
-    return scalar, torch.empty_like(scalar), scalar.new_empty((2, localization.shape[0]))
+    weights = scalar.new_empty((2, localization.shape[0]))
+    return scalar, torch.empty_like(scalar), weights, _flags(logits, activation)
 
 
 @dispatch.kernel(_detection_loss)
 def _(
     logits: Tensor, targets: Tensor, positions: Tensor, localization: Tensor, *parameters: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from .kernels.pointwise import harmonic_detection
 
     _check_localization(localization, positions)
@@ -335,56 +334,73 @@ def _detection_loss_backward(
     logits: Tensor,
     targets: Tensor,
     positions: Tensor,
+    iou: Tensor | None,
     scale: Tensor,
     weights: Tensor,
+    flags: Tensor,
     upstream: Tensor,
     activation: str,
     background: int,
     negative_weight: float,
     positive_weight: float,
     gamma: float,
-) -> Tensor:
-    """Gradient of the logits, that of scale sum_j c_j + sum_i weights_i c_i; `weights` [P] are those of the c_i."""
+    margin: float,
+    task_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the logits and of `iou`: those of scale sum_j c_j + sum_i (weights_i c_i + task_weight scale t_i).
+
+    `weights` [P] are those of the c_i. Without `iou` its gradient is empty.
+    """
+    x = logits if iou is None else clamp_infinities(logits)  # the gradient of both terms is rounded once
     of_negatives, of_positives = scale * upstream, weights * upstream
     if activation == "softmax":
         is_negative, _ = softmax_classes(logits, targets.reshape(-1), background)
         factors = torch.where(is_negative, of_negatives, 0)
         factors[positions // logits.shape[-1]] = of_positives
-        return cross_entropy_gradient(logits, targets, factors)
-    return focal_gradient(
-        logits, targets, positions, negative_weight * of_negatives, positive_weight * of_positives, gamma
-    )
+        gradient = cross_entropy_gradient(x, targets, factors)
+    else:
+        weight_of_negatives, weight_of_positives = negative_weight * of_negatives, positive_weight * of_positives
+        gradient = focal_gradient(x, targets, positions, weight_of_negatives, weight_of_positives, gamma)
+    if iou is None:
+        return gradient, logits.new_empty(0)
+    of_terms = (task_weight * scale * upstream).expand(iou.shape)
+    grad_iou = add_gradients_of_rows(gradient, logits, positions, iou, of_terms, margin, activation)
+    return gradient.to(logits.dtype), grad_iou
 
 
-_detection_loss_backward.register_fake(dispatch.fake_gradient)
+@_detection_loss_backward.register_fake
+def _(logits: Tensor, targets: Tensor, positions: Tensor, iou: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    return dispatch.fake_gradient(logits), logits.new_empty(0) if iou is None else dispatch.fake_gradient(iou)
+
+
 dispatch.once_differentiable(_detection_loss_backward)
 
 
 @dispatch.kernel(_detection_loss_backward)
-def _(*arguments: Any) -> Tensor:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from .kernels.pointwise import harmonic_detection
 
     return harmonic_detection.backward(*arguments)
 
 
 def _detection_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, positions, localization, *parameters = inputs
-    dispatch.save(ctx, (logits, targets, positions, *output[1:]), parameters[:5])
+    logits, targets, positions, localization, iou, *parameters = inputs
+    dispatch.save(ctx, (logits, targets, positions, iou, *output[1:]), parameters[:7])
     ctx.mark_non_differentiable(*output[1:])
     ctx.localization_dtype = localization.dtype
 
 
 def _detection_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_logits = grad_localization = None
+    grad_logits = grad_localization = grad_iou = None
     if upstream is not None:
-        logits, targets, positions, scale, weights = ctx.saved_tensors
-        if ctx.needs_input_grad[0]:
-            grad_logits = _detection_loss_backward(
-                logits, targets, positions, scale, weights[0], upstream, *ctx.parameters
+        logits, targets, positions, iou, scale, weights, flags = ctx.saved_tensors
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[4]:
+            grad_logits, grad_iou = _detection_loss_backward(
+                logits, targets, positions, iou, scale, weights[0], flags, upstream, *ctx.parameters
             )
         if ctx.needs_input_grad[3]:
             grad_localization = (weights[1] * upstream).to(ctx.localization_dtype)
-    return grad_logits, None, None, grad_localization, *[None] * 8
+    return grad_logits, None, None, grad_localization, None if iou is None else grad_iou, *[None] * 10
 
 
 _detection_loss.register_autograd(_detection_backward, setup_context=_detection_context)

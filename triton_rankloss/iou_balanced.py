@@ -21,12 +21,12 @@ from .module import LossModule
 from .reference import iou_balanced as reference
 from .reference.focal import focal, focal_of_negatives
 from .targets import (
-    are_labels,
     as_anchors,
+    background_flags,
     certain_negatives,
+    check_count,
     in_blocks,
     positive_positions,
-    scatter_to_positives,
     select,
 )
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def iou_balanced_focal_loss(
     logits: Tensor,
     targets: Tensor,
@@ -64,8 +65,9 @@ def iou_balanced_focal_loss(
         targets: dense, of the shape of `logits` (> 0 positive, 0 negative, -1 ignored), or integer labels of shape
             ``logits.shape[:-1]`` (0..C-1 foreground, C background, -1 ignored).
         iou: :math:`u_i` in [0, 1], one value for every anchor (shape ``logits.shape[:-1]``, for logits [N] shape [N];
-            only those of positives are read), or [P] in row-major order of the positives, which costs a host
-            synchronization; a shape that could be either is read per anchor. No gradient reaches it.
+            only those of positives are read), or [P] in row-major order of the positives; a shape that could be either
+            is read per anchor. On a GPU, where it would make the host wait, P is not checked: the loss is NaN if it is
+            not the number of positives. No gradient reaches it.
         pred_boxes: in place of `iou`, predicted boxes (x1, y1, x2, y2) in either of its forms, [..., 4] or [P, 4], any
             floating dtype; their IoU, as in :func:`box_iou_loss`, is :math:`u_i`. No gradient reaches them.
         target_boxes: the boxes they are compared with, of the same shape.
@@ -93,13 +95,14 @@ def iou_balanced_focal_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss, on the focal loss of Lin et al., ICCV 2017,
     arXiv 1708.02002. Values are those of the published code, which makes one-hot tensors of the size of the logits.
     """
-    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
+    candidates = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     _check_parameters(eta, alpha, gamma)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0 - alpha, float(alpha), gamma
-    return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
+    return _focal_loss(*candidates, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
+@distributed.fail_together
 def iou_balanced_bce_loss(
     logits: Tensor,
     targets: Tensor,
@@ -119,11 +122,11 @@ def iou_balanced_bce_loss(
     Source: Wu et al., arXiv 1908.05641, IoU-balanced classification loss. The published code mis-indexes the positives
     in this form; this follows the paper.
     """
-    logits, targets, iou = _candidates(logits, targets, iou, pred_boxes, target_boxes)
+    candidates = _candidates(logits, targets, iou, pred_boxes, target_boxes)
     check_number("eta", eta, 0)
     check_avg_factor(avg_factor, logits)
     parameters = eta, 1.0, 1.0, 0.0  # the focal loss with gamma = 0, and without weights of the classes
-    return _focal_loss(logits, targets, iou, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
+    return _focal_loss(*candidates, *parameters, *split_avg_factor(avg_factor), group_name(group))[0]
 
 
 class IoUBalancedFocalLoss(LossModule):
@@ -133,6 +136,7 @@ class IoUBalancedFocalLoss(LossModule):
         self, *, eta: float = 1.5, alpha: float = 0.25, gamma: float = 2.0, group: "ProcessGroup | None" = None
     ) -> None:
         _check_parameters(eta, alpha, gamma)
+        group_name(group)
         super().__init__(eta=eta, alpha=alpha, gamma=gamma, group=group)
 
     def forward(
@@ -155,6 +159,7 @@ class IoUBalancedBCELoss(LossModule):
 
     def __init__(self, *, eta: float = 1.5, group: "ProcessGroup | None" = None) -> None:
         check_number("eta", eta, 0)
+        group_name(group)
         super().__init__(eta=eta, group=group)
 
     def forward(
@@ -180,17 +185,13 @@ def _check_parameters(eta: float, alpha: float, gamma: float) -> None:
 
 def _candidates(
     logits: Tensor, targets: Tensor, iou: Tensor | None, pred_boxes: Tensor | None, target_boxes: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits, targets, IoU per anchor, or of the shape of the logits): every candidate can read its own."""
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """(logits, targets, IoU per anchor, of the shape of the logits, or [P], and what errors call it)."""
     check_logits_and_targets(logits, targets)
     iou, name = resolve_iou(iou, pred_boxes, target_boxes, logits)
     logits, targets, iou = as_anchors(logits, targets, iou)
     check_per_positive(name, iou, logits, per_anchor=True)
-    dense = not are_labels(logits, targets)
-    if iou.shape == logits.shape[:-1] or (dense and iou.shape == logits.shape):
-        return logits, targets, iou
-    is_positive = targets > 0 if dense else (targets >= 0) & (targets < logits.shape[-1])
-    return logits, targets, scatter_to_positives(iou, is_positive, name)
+    return logits, targets, iou, name
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss", mutates_args=())
@@ -198,6 +199,7 @@ def _focal_loss(
     logits: Tensor,
     targets: Tensor,
     iou: Tensor,
+    name: str,
     eta: float,
     negative_weight: float,
     positive_weight: float,
@@ -205,8 +207,8 @@ def _focal_loss(
     avg_number: float | None,
     avg_tensor: Tensor | None,
     group: str | None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, scale [2]); `iou` is per anchor, logits.shape[:-1], or of the shape of the targets.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [2], *notes of the kernels); `iou` is per anchor, logits.shape[:-1], or of every logit, or [P].
 
     Of the sums backward needs `scale` alone: what is multiplied by the gradient of focal(-x_j), and by u_i^eta times
     that of focal(x_i). It is float64: Z, where an infinite logit has an IoU near 0, has no room in float32.
@@ -214,30 +216,58 @@ def _focal_loss(
     """
     _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
+    if _is_per_positive(iou, logits):
+        check_count(iou, positions, name)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
     of_negatives = negative_weight * sum_of_negatives(logits, targets, gamma)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
     loss, scale = balance(sums, positions.numel(), avg_number, avg_tensor, group)
-    return loss.to(result_dtype(logits)), torch.stack([negative_weight * scale[0], positive_weight * scale[1]])
+    scale = torch.stack([negative_weight * scale[0], positive_weight * scale[1]])
+    background, ends = _notes(logits, iou)
+    return loss.to(result_dtype(logits)), scale, background.zero_(), ends.zero_()
 
 
 @_focal_loss.register_fake
+def _(logits: Tensor, targets: Tensor, iou: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *fake_loss_and_scale(logits), *_notes(logits, iou)
+
+
+def _notes(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for what the forward kernels note for backward: background flags, and for `iou` [P] how many positives each
+    block and all before it have."""
+    background = background_flags(logits)
+    num_ends = background.numel() if _is_per_positive(iou, logits) else 0
+    return background, background.new_empty(num_ends, dtype=torch.long)
+
+
 def fake_loss_and_scale(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Metadata of (loss, scale [2])."""
     return logits.new_empty((), dtype=result_dtype(logits)), logits.new_empty(2, dtype=accumulation_dtype(logits))
 
 
 @dispatch.kernel(_focal_loss)
-def _(logits: Tensor, targets: Tensor, iou: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, targets: Tensor, iou: Tensor, name: str, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from .kernels.pointwise import iou_balanced
 
     _check_same_call(logits, *arguments)
+    if _is_per_positive(iou, logits) and logits.device.type == "cpu":  # a GPU would have to be waited for
+        check_count(iou, positive_positions(logits, targets, None), name)
     return iou_balanced.focal_forward(logits, targets, iou, *arguments)
 
 
 @torch.library.custom_op("triton_rankloss::iou_balanced_focal_loss_backward", mutates_args=())
 def _focal_loss_backward(
-    logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
+    logits: Tensor,
+    targets: Tensor,
+    iou: Tensor,
+    scale: Tensor,
+    background: Tensor,
+    ends: Tensor,
+    upstream: Tensor,
+    eta: float,
+    gamma: float,
 ) -> Tensor:
     """Gradient of the logits, from `scale` and the upstream gradient of the loss."""
     of_negatives, of_positives = (scale * upstream).unbind()
@@ -277,16 +307,16 @@ def _(*arguments: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, iou, eta, _, _, gamma, *_ = inputs
-    dispatch.save(ctx, (logits, targets, iou, output[1]), (eta, gamma))
-    ctx.mark_non_differentiable(output[1])
+    logits, targets, iou, _, eta, _, _, gamma, *_ = inputs
+    dispatch.save(ctx, (logits, targets, iou, *output[1:]), (eta, gamma))
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradient = None
     if upstream is not None and ctx.needs_input_grad[0]:
         gradient = _focal_loss_backward(*ctx.saved_tensors, upstream, *ctx.parameters)
-    return gradient, *[None] * 9
+    return gradient, *[None] * 10
 
 
 _focal_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -312,9 +342,17 @@ def _check_same_call(
         distributed.check_same_call(loss, arguments, logits, 0, group)
 
 
+def _is_per_positive(iou: Tensor, logits: Tensor) -> bool:
+    """[P], and not a value for every anchor or logit."""
+    return iou.shape not in (logits.shape, logits.shape[:-1])
+
+
 def _weights_at(positions: Tensor, logits: Tensor, iou: Tensor, eta: float) -> Tensor:
     """u_i^eta [P] of the positives at flat `positions`."""
-    own = iou.reshape(-1)[positions if iou.shape == logits.shape else positions // logits.shape[-1]]
+    if _is_per_positive(iou, logits):
+        own = iou
+    else:
+        own = iou.reshape(-1)[positions if iou.shape == logits.shape else positions // logits.shape[-1]]
     return reference.iou_weights(own.to(result_dtype(logits)), eta)
 
 

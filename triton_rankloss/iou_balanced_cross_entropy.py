@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def iou_balanced_cross_entropy_loss(
     logits: Tensor,
     labels: Tensor,
@@ -100,6 +101,7 @@ class IoUBalancedCrossEntropyLoss(LossModule):
 
     def __init__(self, *, eta: float = 1.5, background: int = -1, group: "ProcessGroup | None" = None) -> None:
         _check_parameters(eta, background)
+        group_name(group)
         super().__init__(eta=eta, background=background, group=group)
 
     def forward(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@distributed.fail_together
 def iou_balanced_smooth_l1_loss(
     pred: Tensor,
     target: Tensor,
@@ -96,6 +97,7 @@ class IoUBalancedSmoothL1Loss(LossModule):
         group: "ProcessGroup | None" = None,
     ) -> None:
         _check_parameters(lambda_, beta, loss_weight)
+        group_name(group)
         super().__init__(lambda_=lambda_, beta=beta, loss_weight=loss_weight, group=group)
 
     def forward(

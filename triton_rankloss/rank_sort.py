@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch, ranking
-from .boxes import box_iou_loss, generalized_box_iou_loss
-from .checks import check_logits_and_targets, check_max_positives, check_number, check_per_positive, group_name
-from .distributed import join_ranks
+from .boxes import generalized_box_iou_loss, resolve_iou
+from .checks import check_float_tensor, check_logits_and_targets, check_per_positive, check_ranking, group_name
+from .distributed import fail_together, join_ranks
 from .module import LossModule
 from .reference import rank_sort as reference, sorted as sorted_engine
 from .targets import positive_positions, values_at_positives
@@ -24,6 +24,7 @@ class RankSortLosses(NamedTuple):
     sorting: Tensor
 
 
+@fail_together
 def rank_sort_loss(
     logits: Tensor,
     targets: Tensor,
@@ -73,11 +74,15 @@ def rank_sort_loss(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range; the message names it.
         RuntimeError: in a second backward through the gradient.
 
-    Infinite logits count as the largest finite ones; a NaN among the candidates makes the loss NaN.
+    Infinite logits count as finite ones of about :math:`10^{12}`, in every dtype, so that they tie with each other. A
+    NaN positive makes both parts NaN, a NaN negative the ranking alone, for positives are sorted among each other, and
+    a NaN IoU the sorting; but where nothing is ranked, for want of positives in all or with `per_image` in the image, a
+    NaN changes nothing.
 
     Source: Oksuz et al., ICCV 2021, arXiv 2107.11669, equations 6 to 12. Upstream gradients of the two parts are
     honoured separately; the published code ignores that of the second.
     """
+    check_ranking(delta, per_image, group, max_positives, eps)
     check_logits_and_targets(logits, targets, per_image=per_image)
     if iou is not None:
         check_per_positive("iou", iou, logits, per_anchor=True)
@@ -86,9 +91,6 @@ def rank_sort_loss(
             "iou must be given unless targets are dense and floating-point, with the IoU of the positives; got targets "
             f"of shape {tuple(targets.shape)} and {targets.dtype}"
         )
-    check_number("delta", delta, 0)
-    check_number("eps", eps, 0)
-    check_max_positives(max_positives)
     bound = max_positives if group is None else None
     losses = _rank_sort_loss(logits, targets, iou, delta, eps, per_image, bound, group_name(group))
     return RankSortLosses(*losses[:2])
@@ -112,6 +114,7 @@ class RankSortLoss(LossModule):
     Source: Oksuz et al., ICCV 2021, arXiv 2107.11669, section 4.3 (task balancing).
     """
 
+    group: "ProcessGroup | None"
     box_weight: Tensor
 
     def __init__(
@@ -123,8 +126,7 @@ class RankSortLoss(LossModule):
         group: "ProcessGroup | None" = None,
         max_positives: int | None = None,
     ) -> None:
-        check_number("delta", delta, 0)
-        check_number("eps", eps, 0)
+        check_ranking(delta, per_image, group, max_positives, eps)
         super().__init__(delta=delta, eps=eps, per_image=per_image, group=group, max_positives=max_positives)
         self.register_buffer("box_weight", torch.ones(()))
 
@@ -138,13 +140,11 @@ class RankSortLoss(LossModule):
         target_boxes: Tensor | None = None,
     ) -> RankSortLosses | RankSortBoxLosses:
         """Parts of the loss; with boxes [P, 4] (x1, y1, x2, y2), in row-major order of the positives, three of them."""
-        if (pred_boxes is None) != (target_boxes is None) or (iou is not None and pred_boxes is not None):
-            raise ValueError("give iou, or pred_boxes and target_boxes together, or neither")
-        if pred_boxes is None or target_boxes is None:
-            return rank_sort_loss(logits, targets, iou, **self.options())
-        with torch.no_grad():
-            iou = 1 - box_iou_loss(pred_boxes, target_boxes)
+        if pred_boxes is not None or target_boxes is not None:
+            iou = _resolve_iou(logits, iou, pred_boxes, target_boxes, group=self.group)
         losses = rank_sort_loss(logits, targets, iou, **self.options())
+        if pred_boxes is None or target_boxes is None:
+            return losses
         box = generalized_box_iou_loss(pred_boxes, target_boxes, reduction="mean")
         with torch.no_grad():
             weight = (losses.ranking + losses.sorting) / box
@@ -152,6 +152,20 @@ class RankSortLoss(LossModule):
             if self.training:
                 self.box_weight = weight
         return RankSortBoxLosses(losses.ranking, losses.sorting, box * weight)
+
+
+@fail_together
+def _resolve_iou(
+    logits: Tensor,
+    iou: Tensor | None,
+    pred_boxes: Tensor | None,
+    target_boxes: Tensor | None,
+    *,
+    group: "ProcessGroup | None",
+) -> Tensor:
+    """`resolve_iou`; `group` is who learns of a failure."""
+    check_float_tensor("logits", logits)
+    return resolve_iou(iou, pred_boxes, target_boxes, logits)[0]
 
 
 @torch.library.custom_op("triton_rankloss::rank_sort_loss", mutates_args=())

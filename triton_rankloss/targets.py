@@ -16,6 +16,7 @@ from . import dispatch
 from .dtypes import clamp_infinities
 
 BLOCK = 2**18  # logits at a time on a CPU: what autograd keeps of them stays in its caches
+BACKGROUND_BLOCK = 512  # logits for which the kernels note whether they are background
 CERTAIN = 1e30  # a logit whose probability is exactly 1, and that of -CERTAIN 0
 
 
@@ -60,9 +61,9 @@ def _(logits: Tensor, *_: Any) -> Tensor:
 def _(logits: Tensor, targets: Tensor, background: int | None) -> Tensor:
     if background is not None:  # few, and listed by torch
         return _softmax_positions(logits, targets, background)
-    from .kernels import candidates
+    from .kernels import listing
 
-    return candidates.positive_positions(logits, targets)
+    return listing.positive_positions(logits, targets)
 
 
 def _softmax_positions(logits: Tensor, labels: Tensor, background: int) -> Tensor:
@@ -176,3 +177,13 @@ def scatter_to_positives(values: Tensor, is_positive: Tensor, name: str) -> Tens
 @scatter_to_positives.register_fake
 def _(values: Tensor, is_positive: Tensor, _: str) -> Tensor:
     return values.new_empty(is_positive.shape)
+
+
+def background_flags(logits: Tensor, per_image: bool = False) -> Tensor:
+    """Room for a byte for every block of a scope, uint8 [S, B]; the reference keeps none: B = 0.
+
+    The forward kernels note in them which blocks hold negatives alone, so that backward need not read their targets.
+    """
+    num_scopes = logits.shape[0] if per_image else 1
+    num_logits = logits.numel() // max(1, num_scopes) if dispatch.has_kernels(logits) else 0
+    return logits.new_empty((num_scopes, -(-num_logits // BACKGROUND_BLOCK)), dtype=torch.uint8)

@@ -76,6 +76,7 @@ def task_contrastive_loss(
     check_per_positive("iou", iou, logits, per_anchor=True)
     positions = positive_positions(logits, targets, background if activation == "softmax" else None)
     if is_per_anchor(iou, logits):
+        iou = iou.to(result_dtype(logits, iou))  # gradients of positives that share an anchor are rounded as one
         iou = iou.reshape(-1)[positions // (max(1, logits.shape[-1]) if logits.dim() > 1 else 1)]
     return reduce_losses(task_contrastive_losses(logits, positions, iou, margin, activation), reduction)
 
@@ -105,9 +106,33 @@ def _check_parameters(margin: float, activation: str, background: int, reduction
 def task_contrastive_losses(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
     """Losses [P] of the positives at flat `positions`, with their IoU [P]."""
     check_count(iou, positions, "iou")
+    return terms_of_rows(logits, positions, iou, margin, activation).to(result_dtype(logits, iou))
+
+
+def terms_of_rows(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
+    """The formula."""
     rows, channels, _ = _rows_of_positives(logits, positions)
-    losses = reference.task_contrastive_loss(rows, channels, iou.to(rows.dtype), margin, activation)
-    return losses.to(result_dtype(logits, iou))
+    return reference.task_contrastive_loss(rows, channels, iou.to(rows.dtype), margin, activation)
+
+
+def add_gradients_of_rows(
+    grad_logits: Tensor,
+    logits: Tensor,
+    positions: Tensor,
+    iou: Tensor,
+    upstream: Tensor,
+    margin: float,
+    activation: str,
+) -> Tensor:
+    """The gradient of `iou`; adds that of the logits, the sum of those of an anchor's positives, to `grad_logits`."""
+    rows, channels, anchors = _rows_of_positives(logits, positions)
+    grad_rows, grad_iou = dispatch.gradients(
+        lambda rows, iou: reference.task_contrastive_loss(rows, channels, iou.to(rows.dtype), margin, activation),
+        [rows, iou],
+        upstream,
+    )
+    grad_logits.view(-1, rows.shape[1]).index_add_(0, anchors, grad_rows.to(grad_logits.dtype))
+    return grad_iou
 
 
 @task_contrastive_losses.register_fake
@@ -127,15 +152,9 @@ def _task_contrastive_loss_backward(
     logits: Tensor, positions: Tensor, iou: Tensor, upstream: Tensor, margin: float, activation: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the logits and of the IoU."""
-    rows, channels, anchors = _rows_of_positives(logits, positions)
-    grad_rows, grad_iou = dispatch.gradients(
-        lambda rows, iou: reference.task_contrastive_loss(rows, channels, iou.to(rows.dtype), margin, activation),
-        [rows, iou],
-        upstream,
-    )
-    # An anchor may have several positives: their gradients are added before they are rounded.
-    gradient = grad_rows.new_zeros(logits.numel()).view(-1, rows.shape[1]).index_add_(0, anchors, grad_rows)
-    return gradient.to(logits.dtype).view(logits.shape), grad_iou
+    gradient = logits.new_zeros(logits.shape, dtype=accumulation_dtype(logits))  # rounded when it has been added up
+    grad_iou = add_gradients_of_rows(gradient, logits, positions, iou, upstream, margin, activation)
+    return gradient.to(logits.dtype), grad_iou
 
 
 @_task_contrastive_loss_backward.register_fake
@@ -148,9 +167,9 @@ dispatch.once_differentiable(_task_contrastive_loss_backward)
 
 @dispatch.kernel(_task_contrastive_loss_backward)
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .kernels.pointwise import task_contrastive
+    from .kernels.pointwise import task_contrastive_gradient
 
-    return task_contrastive.backward(*arguments)
+    return task_contrastive_gradient.backward(*arguments)
 
 
 def _rows_of_positives(logits: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,12 @@
 """All losses that are measured: ours beside the peers."""
 
+from unittest import mock
+
 from torch import Tensor
 
 import triton_rankloss as rankloss
 
+from ..turns import DEVICE
 from ..workloads import dense_targets
 from . import OURS, YARDSTICK, Given, Loss, Peer, bucketed, loop, pointwise, vectorized
 from .ranking import Formula, ranking_loss
@@ -32,6 +35,8 @@ RANKING = {
     "vectorized": vectorized.formulas(vectorized.BLOCKS),
     "vectorized-compiled": vectorized.formulas(vectorized.FUSED),
 }
+# The kernels count in one of two forms: how many positives the second is good for is what a GPU has to say.
+FORMS = {"ours-bins": 0, "ours-pairs": 2**31}
 FOCAL = Peer(YARDSTICK, pointwise.sigmoid_focal, truth=pointwise.sigmoid_focal)
 
 
@@ -47,6 +52,18 @@ def of_ranking(loss: str, formula: Formula) -> Loss:
     return run
 
 
+def of_form(loss: str, max_positives_of_pairs: int) -> Loss:
+    """Our loss, counted in one form whatever the number of positives."""
+
+    def run(logits: Tensor, given: Given) -> Tensor:
+        from triton_rankloss.kernels.ranking import count
+
+        with mock.patch.object(count, "MAX_POSITIVES_OF_PAIRS", max_positives_of_pairs):
+            return OUR_LOSSES[loss](logits, given)
+
+    return run
+
+
 def truth_of(loss: str) -> Loss:
     """What is right, given float64: the matrix of all pairs, or the formula."""
     return pointwise.FORMULAS.get(loss) or of_ranking(loss, RANKING["vectorized"][loss])
@@ -57,6 +74,7 @@ def peers_of(loss: str) -> list[Peer]:
     ours, formula = Peer(OURS, OUR_LOSSES[loss]), pointwise.FORMULAS.get(loss)
     if formula is None:
         losses = {name: of_ranking(loss, formulas[loss]) for name, formulas in RANKING.items()}
-        return [ours, *(Peer(name, of, exact=not name.startswith("bucketed")) for name, of in losses.items())]
+        forms = [Peer(name, of_form(loss, most)) for name, most in FORMS.items() if DEVICE == "cuda"]
+        return [ours, *forms, *(Peer(name, of, exact=not name.startswith("bucketed")) for name, of in losses.items())]
     fused = Peer("formula-compiled", lambda x, given: compiled(formula)(x, given))
     return [ours, Peer("formula", formula), fused, *([FOCAL] if loss != "giou" else [])]

@@ -49,6 +49,14 @@ def exponential(x):
 
 
 @triton.jit
+def exp_minus_abs(x):
+    """exp(-|x|)."""
+    if x.dtype == tl.float64:
+        return tl.exp(-tl.abs(x))
+    return tl.exp2(-tl.abs(x * LOG2E))
+
+
+@triton.jit
 def reciprocal(d):
     """1 / d for d in [1, 2]; each Newton step squares the relative error, 2e-7 at first."""
     root = tl.math.rsqrt(d.to(tl.float32))

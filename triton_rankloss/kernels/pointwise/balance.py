@@ -20,7 +20,8 @@ from torch import Tensor
 from ... import distributed
 from ..arithmetic import number
 
-MAX_PROGRAMS = 1024  # that read the logits, with 4 warps each: several for each multiprocessor of today's GPUs
+SUMS_AT_ONCE = 4096  # of programs, 8 a thread: what adds them up seldom waits for memory
+SUM_WARPS = 16
 EPS = tl.constexpr(1e-6)
 
 
@@ -98,7 +99,8 @@ def balance(
         positive_weight=positive_weight,
         avg_number=avg_number or 0.0,
         HAS_NUMBER=avg_number is not None,
-        BLOCK=MAX_PROGRAMS,
+        BLOCK=SUMS_AT_ONCE,
+        num_warps=SUM_WARPS,
     )
     if group is not None:
         scale *= distributed.world_size(group)

@@ -19,9 +19,10 @@ of large weights are rounded least.
     rate                 k / ln 2: w = 2^(rate (c - shift)), one instruction
     partial [6, S, R]    shift, sum of w, sum of w c of the positives, then of the negatives, of every R-th block of s
     state [2, 3, S]      of positives and negatives, (coefficient, shift, mean) of scope s; shift = mean
+    background [S, B]    of every block, whether it holds negatives alone: blocks.py
 
-    owner of outputs     _sums_kernel (r, s): partial[:, s, r];  dr_combine.py: loss and state;
-                         _gradient_kernel (b, s): the gradient of block b of scope s
+    owner of outputs     dr_sums.py: partial and background;  dr_combine.py: loss and state
+                         _gradient_kernel (t, s): the gradient of its blocks of scope s
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
     process group        dr_group.py adds up the partial sums of each rank, and dr_combine.py those of all
@@ -36,134 +37,86 @@ from torch import Tensor
 
 from ...distributed import world_size
 from ...dtypes import result_dtype
-from ..arithmetic import exponential, number, reciprocal
-from ..candidates import load_candidates, scopes_of
+from ...targets import background_flags
+from ..arithmetic import number
+from ..blocks import (
+    BLOCKS_AT_ONCE,
+    block_arguments,
+    blocks_of,
+    kinds_of_block,
+    load_block,
+    scope_arguments,
+    store_block,
+)
+from ..candidates import scopes_of
+from ..grid import cdiv
 from .dr_combine import combine_sums
 from .dr_group import gather_sums, mean_over_images
+from .dr_sums import probability, sum_candidates
 
-# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision, in about 60
-# registers; with 16 a thread needs 138, and only 3 programs fit on a multiprocessor.
-BLOCK = 1024
-MAX_PROGRAMS = 1024  # that read the logits: several for each multiprocessor of today's GPUs
+LN2 = tl.constexpr(math.log(2))
 LARGEST_CENTERED = 96.0  # |k| up to which the forward pass keeps the shift at 1/2
 
 
 @triton.jit
-def _probability(x):
-    """(c = sigmoid(x) - 1/2, the derivative of sigmoid)."""
-    e = exponential(-tl.abs(x))
-    r = reciprocal(1 + e)
-    q = e * r
-    return tl.where(x < 0, q - 0.5, 0.5 - q), q * r
-
-
-@triton.jit
-def _add_shifted(shift, sum_w, sum_wc, c, mask, rate):
-    """(shift, sum of w, sum of w c) with the masked c added; the shift is the c that weighs most so far."""
-    lowest = tl.minimum(shift, tl.where(mask, c, 0.5))
-    highest = tl.maximum(shift, tl.where(mask, c, -0.5))
-    new_shift = tl.where(rate < 0, lowest, highest)
-    w = tl.where(mask, tl.exp2(rate * (c - new_shift)), 0)
-    kept = tl.exp2(rate * (shift - new_shift))
-    return new_shift, sum_w * kept + w, sum_wc * kept + tl.where(mask, w * c, 0)
-
-
-@triton.jit
-def _store_sums(partial_ptr, stride, shift, sum_w, sum_wc, rate, SHIFTED: tl.constexpr):
-    """Store the sums over all lanes of a program, relative to the shift that weighs most."""
-    if SHIFTED:
-        new_shift = tl.max(rate * shift) / rate
-        kept = tl.exp2(rate * (shift - new_shift))
-        sum_w, sum_wc = sum_w * kept, sum_wc * kept
-        tl.store(partial_ptr, new_shift)
-    else:
-        tl.store(partial_ptr, 0)
-    tl.store(partial_ptr + stride, tl.sum(sum_w))
-    tl.store(partial_ptr + 2 * stride, tl.sum(sum_wc))
-
-
-@triton.jit
-def _sums_kernel(
-    logits_ptr,
-    targets_ptr,
-    partial_ptr,
-    num_candidates,
-    positive_rate: tl.float64,
-    negative_rate: tl.float64,
-    BLOCK: tl.constexpr,
-    SHIFTED: tl.constexpr,
-    NUM_CLASSES: tl.constexpr,
-    LABELS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Sums of w and w c over every num_programs-th block of a scope."""
-    program, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_programs = tl.num_programs(0)
-    positive_rate, negative_rate = number(positive_rate, COMPUTE), number(negative_rate, COMPUTE)
-    # The shifts that weigh least, of c in [-1/2, 1/2]; without SHIFTED the shift is 0.
-    positive_shift = tl.full([BLOCK], 0.5, COMPUTE)
-    positive_w = tl.zeros([BLOCK], COMPUTE)
-    positive_wc = tl.zeros([BLOCK], COMPUTE)
-    negative_shift = tl.full([BLOCK], -0.5, COMPUTE)
-    negative_w = tl.zeros([BLOCK], COMPUTE)
-    negative_wc = tl.zeros([BLOCK], COMPUTE)
-    for block in range(program, tl.cdiv(num_candidates, BLOCK), num_programs):
-        start = tl.cast(block, tl.int64) * BLOCK
-        _, _, x, negative, positive = load_candidates(
-            logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-        )
-        c, _ = _probability(x)
-        if SHIFTED:
-            positive_shift, positive_w, positive_wc = _add_shifted(
-                positive_shift, positive_w, positive_wc, c, positive, positive_rate
-            )
-            negative_shift, negative_w, negative_wc = _add_shifted(
-                negative_shift, negative_w, negative_wc, c, negative, negative_rate
-            )
-        else:
-            w = tl.exp2(tl.where(positive, positive_rate, negative_rate) * c)
-            positive_w += tl.where(positive, w, 0)
-            positive_wc += tl.where(positive, w * c, 0)
-            negative_w += tl.where(negative, w, 0)
-            negative_wc += tl.where(negative, w * c, 0)
-    stride = tl.num_programs(1).to(tl.int64) * num_programs
-    own_ptr = partial_ptr + scope * num_programs + program
-    _store_sums(own_ptr, stride, positive_shift, positive_w, positive_wc, positive_rate, SHIFTED)
-    _store_sums(own_ptr + 3 * stride, stride, negative_shift, negative_w, negative_wc, negative_rate, SHIFTED)
+def _slopes(x, coefficient, mean, rate):
+    """Gradients of logits of one kind; exp and its exponent in powers of 2, which is one instruction."""
+    c, slope = probability(x)
+    exponent = rate * c - rate * (mean - 0.5)
+    return slope * tl.exp2(exponent) * (coefficient + coefficient * LN2 * exponent)
 
 
 @triton.jit
 def _gradient_kernel(
     logits_ptr,
     targets_ptr,
+    background_ptr,
     state_ptr,
     upstream_ptr,
     gradient_ptr,
     num_candidates,
-    positive_k: tl.float64,
-    negative_k: tl.float64,
+    num_targets,
+    positive_rate: tl.float64,
+    negative_rate: tl.float64,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCKS_AT_ONCE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of a block of logits."""
-    block, scope = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_scopes = tl.num_programs(1)
-    start = tl.cast(block, tl.int64) * BLOCK
-    positions, in_scope, x, negative, positive = load_candidates(
-        logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-    )
+    """Gradient of some blocks of logits."""
+    scope, num_scopes = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    num_blocks = tl.cdiv(num_candidates, BLOCK)
+    first = tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    logits_ptr += first
+    gradient_ptr += first
+    targets_ptr += scope * num_targets
+    background_ptr += scope * num_blocks
+    state_ptr += scope
     upstream = tl.load(upstream_ptr).to(COMPUTE)
-    own_ptr = state_ptr + scope
-    coefficient = tl.where(positive, tl.load(own_ptr), tl.load(own_ptr + 3 * num_scopes)) * upstream
-    mean = tl.where(positive, tl.load(own_ptr + 2 * num_scopes), tl.load(own_ptr + 5 * num_scopes))
-    k = tl.where(positive, number(positive_k, COMPUTE), number(negative_k, COMPUTE))
-    c, slope = _probability(x)
-    exponent = k * (c - (mean - 0.5))
-    gradient = coefficient * exponential(exponent) * (1 + exponent) * slope
-    gradient = tl.where(positive | negative, gradient, 0)
-    tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_scope)
+    positive_coefficient, positive_mean = tl.load(state_ptr) * upstream, tl.load(state_ptr + 2 * num_scopes)
+    negative_coefficient = tl.load(state_ptr + 3 * num_scopes) * upstream
+    negative_mean = tl.load(state_ptr + 5 * num_scopes)
+    positive_rate, negative_rate = number(positive_rate, COMPUTE), number(negative_rate, COMPUTE)
+    first_block = tl.program_id(0) * BLOCKS_AT_ONCE
+    for block in range(first_block, tl.minimum(first_block + BLOCKS_AT_ONCE, num_blocks)):
+        start = tl.cast(block, INDEX) * BLOCK
+        if tl.load(background_ptr + block) != 0:
+            x = load_block(logits_ptr, start, num_candidates, BLOCK).to(COMPUTE)
+            gradient = _slopes(x, negative_coefficient, negative_mean, negative_rate)
+            store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
+        else:
+            for part in range(start, tl.minimum(start + BLOCK, num_candidates), PART):
+                x = load_block(logits_ptr, part, num_candidates, PART).to(COMPUTE)
+                negative, positive = kinds_of_block(targets_ptr, part, num_candidates, PART, NUM_CLASSES, LABELS)
+                coefficients = tl.where(positive, positive_coefficient, negative_coefficient)
+                means = tl.where(positive, positive_mean, negative_mean)
+                rates = tl.where(positive, positive_rate, negative_rate)
+                gradient = tl.where(positive | negative, _slopes(x, coefficients, means, rates), 0)
+                store_block(gradient_ptr, part, num_candidates, gradient, PART)
 
 
 def forward(
@@ -176,63 +129,48 @@ def forward(
     tau: float,
     per_image: bool,
     group: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, state [2, 3, S])."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, state [2, 3, S], background [S, B])."""
     shifted = max(1 / pos_lambda, 1 / neg_lambda) > LARGEST_CENTERED
     rates = -1 / (pos_lambda * math.log(2)), 1 / (neg_lambda * math.log(2))
-    partial = _sum_parts(logits, targets, rates, shifted, per_image)
+    background = background_flags(logits, per_image)
+    partial = sum_candidates(logits, targets, background, rates, shifted, per_image)
     if group is not None and not per_image:
         partial = gather_sums(partial, (-1 / pos_lambda, 1 / neg_lambda), group)
     loss, state = combine_sums(partial, rates, margin, L, tau, shifted, result_dtype(logits))
-    if group is None:
-        return loss, state
-    if per_image:
-        return mean_over_images(loss, state, partial, group)
-    state[:, 0] *= world_size(group)
-    return loss, state
-
-
-def _sum_parts(logits: Tensor, targets: Tensor, rates: tuple[float, float], shifted: bool, per_image: bool) -> Tensor:
-    """Partial sums [2, 3, S, R]; R = 0 without logits."""
-    dtype = result_dtype(logits)
-    if logits.numel() == 0:
-        return logits.new_empty((2, 3, logits.shape[0] if per_image else 1, 0), dtype=dtype)
-    scopes = scopes_of(logits, targets, per_image)
-    num_programs = min(triton.cdiv(scopes.num_candidates, BLOCK), max(1, MAX_PROGRAMS // scopes.num_scopes))
-    partial = logits.new_empty((2, 3, scopes.num_scopes, num_programs), dtype=dtype)
-    positive_rate, negative_rate = rates
-    _sums_kernel[num_programs, scopes.num_scopes](
-        scopes.logits,
-        scopes.targets,
-        partial,
-        num_candidates=scopes.num_candidates,
-        positive_rate=positive_rate,
-        negative_rate=negative_rate,
-        BLOCK=BLOCK,
-        SHIFTED=shifted,
-        **scopes.arguments(),
-    )
-    return partial
+    if group is not None:
+        if per_image:
+            loss, state = mean_over_images(loss, state, partial, group)
+        else:
+            state[:, 0] *= world_size(group)
+    return loss, state, background
 
 
 def backward(
-    logits: Tensor, targets: Tensor, state: Tensor, upstream: Tensor, pos_lambda: float, neg_lambda: float
+    logits: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    background: Tensor,
+    upstream: Tensor,
+    pos_lambda: float,
+    neg_lambda: float,
 ) -> Tensor:
     """Gradient of the logits."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() == 0:
         return gradient
     scopes = scopes_of(logits, targets, per_image=state.shape[2] > 1)
-    _gradient_kernel[triton.cdiv(scopes.num_candidates, BLOCK), scopes.num_scopes](
+    _gradient_kernel[cdiv(blocks_of(scopes), BLOCKS_AT_ONCE), scopes.num_scopes](
         scopes.logits,
         scopes.targets,
+        background,
         state,
         upstream,
         gradient,
-        num_candidates=scopes.num_candidates,
-        positive_k=-1 / pos_lambda,
-        negative_k=1 / neg_lambda,
-        BLOCK=BLOCK,
-        **scopes.arguments(),
+        positive_rate=-1 / (pos_lambda * math.log(2)),
+        negative_rate=1 / (neg_lambda * math.log(2)),
+        BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
+        **scope_arguments(scopes),
+        **block_arguments(scopes),
     )
     return gradient

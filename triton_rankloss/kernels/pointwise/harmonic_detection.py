@@ -3,7 +3,8 @@
     loss = (sum_i h(c_i, l_i) + sum_j c_j) / avg_factor      h and its derivatives: harmonic.py
     sigmoid    c = weight sigmoid(-s)^gamma softplus(-s) of a logit, s = x for a positive, -x for a negative
     softmax    c of a row of logits: softmax.py; negatives are the rows of the background
-The gradient of c_j is multiplied by scale = 1 / avg_factor, of c_i by scale dh/dc_i.
+The gradient of c_j is multiplied by scale = 1 / avg_factor, of c_i by scale dh/dc_i. The task-contrastive terms, if
+asked for, are added to the sum of h; their gradient is joined in task_contrastive_gradient.py.
 
 Which logits are negatives is read from the targets, in one pass over the logits. The positives are listed: the same
 programs take them from the list afterwards, so that no program needs to know the place of a positive in the list.
@@ -26,9 +27,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
-from .balance import MAX_PROGRAMS, load_divisor, sum_programs
+from ...targets import background_flags
+from ..grid import cdiv
+from . import task_contrastive
+from .balance import SUM_WARPS, SUMS_AT_ONCE, load_divisor, sum_programs
 from .harmonic_detection_sigmoid import store_sigmoid_gradient, sum_sigmoid
 from .harmonic_detection_softmax import store_softmax_gradient, sum_softmax
+from .task_contrastive_gradient import join
 
 
 @triton.jit
@@ -38,9 +43,11 @@ def _scale_kernel(
     loss_ptr,
     scale_ptr,
     slopes_ptr,
+    terms_ptr,
     num_programs,
     num_positives,
     negative_weight: tl.float64,
+    task_weight: tl.float64,
     avg_number: tl.float64,
     HAS_NUMBER: tl.constexpr,
     SOFTMAX: tl.constexpr,
@@ -57,6 +64,8 @@ def _scale_kernel(
     if tl.program_id(0) == 0:
         total = negative_weight * sum_programs(partial_ptr, 0, num_programs, BLOCK)
         total += sum_programs(partial_ptr, 1, num_programs, BLOCK)
+        if terms_ptr is not None:
+            total += task_weight * sum_programs(terms_ptr, 0, num_positives, BLOCK)
         tl.store(loss_ptr, scale * total)
         tl.store(scale_ptr, scale)
 
@@ -66,62 +75,81 @@ def forward(
     targets: Tensor,
     positions: Tensor,
     localization: Tensor,
+    iou: Tensor | None,
     activation: str,
     background: int,
     negative_weight: float,
     positive_weight: float,
     gamma: float,
+    margin: float,
+    task_weight: float,
     detach_factors: bool,
     avg_number: float | None,
     avg_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, scale [], slopes [2, P])."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [], slopes [2, P], background flags); `iou` [P] joins the task-contrastive term."""
     dtype, device = result_dtype(logits), logits.device
     num_positives = positions.numel()
     loss, scale = torch.empty((), dtype=dtype, device=device), torch.empty((), dtype=dtype, device=device)
     slopes = torch.empty(2, num_positives, dtype=dtype, device=device)
     positives = positions.contiguous(), localization.contiguous(), slopes
+    flags = background_flags(logits if activation == "sigmoid" else logits[:0])
     if activation == "softmax":
         partial = sum_softmax(logits, targets, *positives, background, detach_factors)
     else:
-        partial = sum_sigmoid(logits, targets, *positives, positive_weight, gamma, detach_factors)
-    _scale_kernel[max(1, triton.cdiv(2 * num_positives, MAX_PROGRAMS)),](
+        partial = sum_sigmoid(logits, targets, *positives, flags, positive_weight, gamma, detach_factors)
+    terms = None if iou is None else task_contrastive.forward(logits, positions, iou, margin, activation)
+    _scale_kernel[max(1, cdiv(2 * num_positives, SUMS_AT_ONCE)),](
         partial,
         avg_tensor,
         loss,
         scale,
         slopes,
+        terms,
         num_programs=partial.shape[1],
         num_positives=num_positives,
         negative_weight=negative_weight,
+        task_weight=task_weight,
         avg_number=avg_number or 0.0,
         HAS_NUMBER=avg_number is not None,
         SOFTMAX=activation == "softmax",
-        BLOCK=MAX_PROGRAMS,
+        BLOCK=SUMS_AT_ONCE,
+        num_warps=SUM_WARPS,
     )
-    return loss, scale, slopes
+    return loss, scale, slopes, flags
 
 
 def backward(
     logits: Tensor,
     targets: Tensor,
     positions: Tensor,
+    iou: Tensor | None,
     scale: Tensor,
     slopes_c: Tensor,
+    flags: Tensor,
     upstream: Tensor,
     activation: str,
     background: int,
     negative_weight: float,
     positive_weight: float,
     gamma: float,
-) -> Tensor:
-    """Gradient of the logits; `slopes_c` are slopes[0], for the classification losses."""
+    margin: float,
+    task_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the logits and of `iou`; `slopes_c` are slopes[0], for the classification losses."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() == 0:
-        return gradient
-    state = positions.contiguous(), scale, slopes_c.contiguous(), upstream, gradient
+        return gradient, logits.new_empty(0) if iou is None else torch.empty_like(iou)
+    positions, slopes_c, focal = (
+        positions.contiguous(),
+        slopes_c.contiguous(),
+        (negative_weight, positive_weight, gamma),
+    )
     if activation == "softmax":
-        store_softmax_gradient(logits, targets, *state, background)
+        store_softmax_gradient(logits, targets, positions, scale, slopes_c, upstream, gradient, background)
     else:
-        store_sigmoid_gradient(logits, targets, *state, negative_weight, positive_weight, gamma)
-    return gradient
+        store_sigmoid_gradient(logits, targets, positions, scale, slopes_c, flags, upstream, gradient, *focal)
+    if iou is None:
+        return gradient, logits.new_empty(0)
+    positives = positions, iou, scale, slopes_c
+    return gradient, join(gradient, logits, targets, *positives, upstream, activation, *focal, margin, task_weight)

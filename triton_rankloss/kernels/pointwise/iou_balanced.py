@@ -1,7 +1,7 @@
 """IoU-balanced focal loss and binary cross-entropy on the GPU: one pass for the sums, one for the gradient.
 
     loss = (sum_j l_j + Z sum_i u_i^eta l_i) / avg_factor,   Z = sum_i l_i / (sum_i u_i^eta l_i + 1e-6)
-    l = weight sigmoid(-s)^gamma softplus(-s),   s = x for a positive, -x for a negative;   BCE: gamma = 0, weights 1
+    l = weight sigmoid(z)^gamma softplus(z),   z = -x for a positive, x for a negative;   BCE: gamma = 0, weights 1
 The gradient of a negative is that of l_j times scale[0], of a positive that of l_i times u_i^eta scale[1].
 focal.py has l without its weight and the derivative, balance.py has Z and scale, which holds the weights.
 
@@ -10,9 +10,11 @@ Positives are few: u^eta, two thirds of the work on a logit, is computed only in
     symbol               meaning
     partial [4, R]       sum_j l_j, sum_i l_i, sum_i u_i^eta l_i without weights, and number of positives, of every
                          R-th block
-    iou                  per anchor or per logit: u_i is iou[position // LOGITS_PER_IOU]
+    background [1, B]    of every block, whether it holds negatives alone: blocks.py
+    iou, ends            u_i, and where it is: iou_of_positives.py
 
-    owner of outputs     _sums_kernel r: partial[:, r];  _gradient_kernel b: the gradient of block b
+    owner of outputs     _sums_kernel r: partial[:, r], and background of its blocks
+                         _gradient_kernel t: the gradient of its blocks
                          loss and scale: balance.py
     accumulation         in a program in float32 (float64 for float64 logits), across programs in float64
     order of every sum   fixed by the shapes alone: results are bitwise the same on any device, in any run
@@ -24,39 +26,41 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dtypes import result_dtype
+from ...targets import background_flags
 from ..arithmetic import clamp_infinities, number
-from ..candidates import load_targets, scopes_of
-from .balance import MAX_PROGRAMS, balance, iou_weights
+from ..blocks import (
+    BLOCKS_AT_ONCE,
+    block_arguments,
+    blocks_of,
+    is_background,
+    kinds_of_block,
+    load_block,
+    programs_of,
+    store_block,
+    sum_fours,
+)
+from ..candidates import scopes_of
+from ..grid import cdiv
+from .balance import balance
 from .focal import focal, focal_slope, power_of
-
-# Not yet measured on a GPU. 8 logits a thread: two 16-byte loads of float32, one of half precision.
-BLOCK = 1024
+from .iou_of_positives import count_positives, load_weights, logits_per_iou, positives_before
 
 
 @triton.jit
-def _load_logits(
+def _load_part(
     logits_ptr,
     targets_ptr,
     start,
-    num_logits,
-    BLOCK: tl.constexpr,
+    num_candidates,
+    PART: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Logits start:start + BLOCK: (positions, in range, s, negative, positive)."""
-    positions, in_range, negative, positive = load_targets(
-        targets_ptr, 0, start, num_logits, BLOCK, NUM_CLASSES, LABELS
-    )
-    x = clamp_infinities(tl.load(logits_ptr + positions, mask=in_range, other=0), COMPUTE)
-    return positions, in_range, tl.where(positive, x, -x), negative, positive
-
-
-@triton.jit
-def _load_weights(iou_ptr, positions, positive, eta, LOGITS_PER_IOU: tl.constexpr, COMPUTE: tl.constexpr):
-    """u^eta of the positives."""
-    iou = tl.load(iou_ptr + positions // LOGITS_PER_IOU, mask=positive, other=0).to(COMPUTE)
-    return iou_weights(iou, eta)
+    """A part of a block: (z, negative, positive)."""
+    x = clamp_infinities(load_block(logits_ptr, start, num_candidates, PART), COMPUTE)
+    negative, positive = kinds_of_block(targets_ptr, start, num_candidates, PART, NUM_CLASSES, LABELS)
+    return tl.where(positive, -x, x), negative, positive
 
 
 @triton.jit
@@ -64,11 +68,16 @@ def _sums_kernel(
     logits_ptr,
     targets_ptr,
     iou_ptr,
+    ends_ptr,
+    background_ptr,
     partial_ptr,
-    num_logits,
+    num_candidates,
+    num_iou,
     eta: tl.float64,
     gamma: tl.float64,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
+    PART: tl.constexpr,
     POWER: tl.constexpr,
     LOGITS_PER_IOU: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
@@ -77,26 +86,38 @@ def _sums_kernel(
 ):
     """Sums over every num_programs-th block."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
+    num_blocks = tl.cdiv(num_candidates, BLOCK)
     eta, gamma = number(eta, COMPUTE), number(gamma, COMPUTE)
-    sum_negatives = tl.zeros([BLOCK], COMPUTE)
+    sum_background = tl.zeros([BLOCK // 4], COMPUTE)
+    sum_negatives = tl.zeros([PART], COMPUTE)
     sum_positives = tl.full([], 0, COMPUTE)
     sum_weighted = tl.full([], 0, COMPUTE)
-    num_positives = tl.full([], 0, tl.int32)
-    for block in range(program, tl.cdiv(num_logits, BLOCK), num_programs):
-        start = tl.cast(block, tl.int64) * BLOCK
-        positions, _, s, negative, positive = _load_logits(
-            logits_ptr, targets_ptr, start, num_logits, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-        )
-        terms = focal(s, gamma, POWER)
-        sum_negatives += tl.where(negative, terms, 0)
-        num_in_block = tl.sum(positive.to(tl.int32))
-        if num_in_block > 0:
-            weights = _load_weights(iou_ptr, positions, positive, eta, LOGITS_PER_IOU, COMPUTE)
-            sum_positives += tl.sum(tl.where(positive, terms, 0))
-            sum_weighted += tl.sum(tl.where(positive, terms * weights, 0))
-            num_positives += num_in_block
+    num_positives = tl.full([], 0, tl.int64)
+    if LOGITS_PER_IOU == 0:  # with more or fewer IoU than positives no loss is right: NaN says so without the host
+        sum_weighted += tl.where(tl.load(ends_ptr + num_blocks - 1) == num_iou, 0, float("nan"))
+    for block in range(program, num_blocks, num_programs):
+        start = tl.cast(block, INDEX) * BLOCK
+        x = clamp_infinities(load_block(logits_ptr, start, num_candidates, BLOCK), COMPUTE)
+        background = is_background(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
+        tl.store(background_ptr + block, background)
+        if background:
+            sum_background += sum_fours(focal(x, gamma, POWER))
+        else:
+            num_before = positives_before(ends_ptr, block, LOGITS_PER_IOU)
+            for part in range(start, tl.minimum(start + BLOCK, num_candidates), PART):
+                z, negative, positive = _load_part(
+                    logits_ptr, targets_ptr, part, num_candidates, PART, NUM_CLASSES, LABELS, COMPUTE
+                )
+                weights = load_weights(iou_ptr, num_iou, part, positive, num_before, eta, LOGITS_PER_IOU, COMPUTE)
+                terms = focal(z, gamma, POWER)
+                sum_negatives += tl.where(negative, terms, 0)
+                sum_positives += tl.sum(tl.where(positive, terms, 0))
+                sum_weighted += tl.sum(tl.where(positive, terms * weights, 0))
+                num_in_part = tl.sum(positive.to(tl.int32))
+                num_positives += num_in_part
+                num_before += num_in_part
     own_ptr = partial_ptr + program
-    tl.store(own_ptr, tl.sum(sum_negatives))
+    tl.store(own_ptr, tl.sum(sum_background) + tl.sum(sum_negatives))
     tl.store(own_ptr + num_programs, sum_positives)
     tl.store(own_ptr + 2 * num_programs, sum_weighted)
     tl.store(own_ptr + 3 * num_programs, num_positives)
@@ -107,37 +128,49 @@ def _gradient_kernel(
     logits_ptr,
     targets_ptr,
     iou_ptr,
+    ends_ptr,
+    background_ptr,
     scale_ptr,
     upstream_ptr,
     gradient_ptr,
-    num_logits,
+    num_candidates,
+    num_iou,
     eta: tl.float64,
     gamma: tl.float64,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCKS_AT_ONCE: tl.constexpr,
     POWER: tl.constexpr,
     LOGITS_PER_IOU: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
     LABELS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Gradient of a block of logits."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    """Gradient of some blocks of logits."""
+    num_blocks = tl.cdiv(num_candidates, BLOCK)
     eta, gamma = number(eta, COMPUTE), number(gamma, COMPUTE)
-    positions, in_range, s, negative, positive = _load_logits(
-        logits_ptr, targets_ptr, start, num_logits, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-    )
     upstream = tl.load(upstream_ptr).to(tl.float64)
-    factors = tl.where(negative, (-tl.load(scale_ptr) * upstream).to(COMPUTE), 0)
-    if tl.max(positive.to(tl.int32)) > 0:
-        weights = _load_weights(iou_ptr, positions, positive, eta, LOGITS_PER_IOU, COMPUTE)
-        of_positives = weights.to(tl.float64) * (tl.load(scale_ptr + 1) * upstream)
-        factors = tl.where(positive, of_positives.to(COMPUTE), factors)
-    gradient = tl.where(negative | positive, factors * focal_slope(s, gamma, POWER), 0)
-    tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_range)
-
-
-def _logits_per_iou(logits: Tensor, iou: Tensor) -> int:
-    return 1 if iou.shape == logits.shape else logits.shape[-1]
+    of_negatives = (tl.load(scale_ptr) * upstream).to(COMPUTE)
+    first_block = tl.program_id(0) * BLOCKS_AT_ONCE
+    for block in range(first_block, tl.minimum(first_block + BLOCKS_AT_ONCE, num_blocks)):
+        start = tl.cast(block, INDEX) * BLOCK
+        if tl.load(background_ptr + block) != 0:
+            x = clamp_infinities(tl.load(logits_ptr + start + tl.arange(0, BLOCK)), COMPUTE)
+            gradient = of_negatives * focal_slope(x, gamma, POWER)
+            store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
+        else:
+            num_before = positives_before(ends_ptr, block, LOGITS_PER_IOU)
+            for part in range(start, tl.minimum(start + BLOCK, num_candidates), PART):
+                z, negative, positive = _load_part(
+                    logits_ptr, targets_ptr, part, num_candidates, PART, NUM_CLASSES, LABELS, COMPUTE
+                )
+                weights = load_weights(iou_ptr, num_iou, part, positive, num_before, eta, LOGITS_PER_IOU, COMPUTE)
+                of_positives = (weights.to(tl.float64) * (tl.load(scale_ptr + 1) * upstream)).to(COMPUTE)
+                factors = tl.where(positive, -of_positives, of_negatives)
+                gradient = tl.where(negative | positive, factors * focal_slope(z, gamma, POWER), 0)
+                store_block(gradient_ptr, part, num_candidates, gradient, PART)
+                num_before += tl.sum(positive.to(tl.int32))
 
 
 def focal_forward(
@@ -151,49 +184,63 @@ def focal_forward(
     avg_number: float | None,
     avg_tensor: Tensor | None,
     group: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, scale [2]); `iou` per anchor, or of the shape of the logits."""
-    num_programs = min(triton.cdiv(logits.numel(), BLOCK), MAX_PROGRAMS)
-    partial = torch.empty(4, num_programs, dtype=result_dtype(logits), device=logits.device)
-    if num_programs > 0:
-        scopes = scopes_of(logits, targets, per_image=False)
-        _sums_kernel[num_programs,](
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, scale [2], background, ends); `iou` per anchor, of the shape of the logits, or [P]; only then has ends."""
+    scopes = scopes_of(logits, targets, per_image=False)
+    partial = torch.empty(4, programs_of(scopes), dtype=result_dtype(logits), device=logits.device)
+    background = background_flags(logits)
+    ends = torch.empty(0, dtype=torch.long, device=logits.device)
+    if logits.numel() > 0:
+        if logits_per_iou(logits, iou) == 0:
+            ends = count_positives(scopes)
+        _sums_kernel[partial.shape[1],](
             scopes.logits,
             scopes.targets,
             iou.contiguous(),
+            ends,
+            background,
             partial,
-            num_logits=logits.numel(),
+            num_iou=iou.numel(),
             eta=eta,
             gamma=gamma,
-            BLOCK=BLOCK,
             POWER=power_of(gamma),
-            LOGITS_PER_IOU=_logits_per_iou(logits, iou),
-            **scopes.arguments(),
+            LOGITS_PER_IOU=logits_per_iou(logits, iou),
+            **block_arguments(scopes),
         )
     weights = (negative_weight, positive_weight)
-    return balance(partial, weights, avg_number, avg_tensor, group)
+    return *balance(partial, weights, avg_number, avg_tensor, group), background, ends
 
 
 def focal_backward(
-    logits: Tensor, targets: Tensor, iou: Tensor, scale: Tensor, upstream: Tensor, eta: float, gamma: float
+    logits: Tensor,
+    targets: Tensor,
+    iou: Tensor,
+    scale: Tensor,
+    background: Tensor,
+    ends: Tensor,
+    upstream: Tensor,
+    eta: float,
+    gamma: float,
 ) -> Tensor:
     """Gradient of the logits."""
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if logits.numel() > 0:
         scopes = scopes_of(logits, targets, per_image=False)
-        _gradient_kernel[triton.cdiv(logits.numel(), BLOCK),](
+        _gradient_kernel[cdiv(blocks_of(scopes), BLOCKS_AT_ONCE),](
             scopes.logits,
             scopes.targets,
             iou.contiguous(),
+            ends,
+            background,
             scale,
             upstream,
             gradient,
-            num_logits=logits.numel(),
+            num_iou=iou.numel(),
             eta=eta,
             gamma=gamma,
-            BLOCK=BLOCK,
             POWER=power_of(gamma),
-            LOGITS_PER_IOU=_logits_per_iou(logits, iou),
-            **scopes.arguments(),
+            BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
+            LOGITS_PER_IOU=logits_per_iou(logits, iou),
+            **block_arguments(scopes),
         )
     return gradient

@@ -51,7 +51,8 @@ def _localization_kernel(
     if D > 0:
         d = load_rows(pred_deltas_ptr, first, num_rows, ROWS, D, COMPUTE)
         d -= load_rows(target_deltas_ptr, first, num_rows, ROWS, D, COMPUTE)
-        losses += tl.sum(smooth_l1(d, number(beta, COMPUTE)), 1)
+        # Adding 0 first: lanes that share a sum of products would each fuse another product with it.
+        losses += tl.sum(smooth_l1(d, number(beta, COMPUTE)) + 0.0, 1)
     i = first + tl.arange(0, ROWS)
     tl.store(losses_ptr + i, losses, mask=i < num_rows)
 

@@ -8,12 +8,12 @@ with p the probability of the positive's channel, u its IoU, H the entropy of th
     softmax    with m and t of softmax.py,   log p_c = x_c - m - log t;   H = log t - sum_c exp(x_c - m) (x_c - m) / t
                dH/dx_c = -p_c (log p_c + H),   dp/dx_c = p ([c = own] - p_c)
 
-    symbol               meaning
-    i                    positives, listed by position: those of one anchor (dense targets may have several) follow each
-                         other; the first of them owns the row of logits, and adds up what all of them give to it
-    bump                 upstream g sigmoid'(x) for sigmoid, upstream g p for softmax: what the own channel receives
+task_contrastive_gradient.py has the gradient.
 
-    owner of outputs     program t: losses, gradients of the IoU, and rows, of the positives in tile t
+    symbol               meaning
+    i                    positives, listed by position
+
+    owner of outputs     program t: losses of the positives in tile t
     accumulation         float32 (float64 where logits or IoU are float64)
 """
 
@@ -26,12 +26,11 @@ from ...dtypes import result_dtype
 from ...targets import check_count
 from ..arithmetic import clamp_infinities, exponential, log1p, number, reciprocal
 from ..candidates import TRITON_DTYPE
-from .rows import round_to
 from .softmax import load_channels, log_sum_exp, tile_of
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid_parts(x):
     """(exp(-|x|), sigmoid(-|x|), the derivative of sigmoid)."""
     e = exponential(-tl.abs(x))
     r = reciprocal(1 + e)
@@ -39,7 +38,7 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _entropy(
+def entropy_of(
     logits_ptr,
     rows,
     used,
@@ -49,25 +48,25 @@ def _entropy(
     COMPUTE: tl.constexpr,
 ):
     """(H, m, log t) of rows [ROWS]; for sigmoid (H, 0, 0)."""
-    sums = tl.zeros(rows.shape, COMPUTE)
+    # Of each column, summed once at the end: lanes that share a sum of products would each fuse another one with it.
+    sums = tl.zeros([rows.shape[0], COLS], COMPUTE)
     if SOFTMAX:
         m, t = log_sum_exp(logits_ptr, rows, used, COLS, NUM_CHANNELS, COMPUTE)
         for start in range(0, NUM_CHANNELS, COLS):
             c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
             below = tl.where((c < NUM_CHANNELS)[None, :], x - m[:, None], 0)
-            sums += tl.sum(exponential(x - m[:, None]) * below, 1)
-        return tl.log(t) - sums / t, m, tl.log(t)
+            sums += exponential(x - m[:, None]) * below
+        return tl.log(t) - tl.sum(sums, 1) / t, m, tl.log(t)
     for start in range(0, NUM_CHANNELS, COLS):
         c, x = load_channels(logits_ptr, rows, used, start, COLS, NUM_CHANNELS, COMPUTE)
         x = tl.where((c < NUM_CHANNELS)[None, :], x, 0)
-        e, tail, _ = _sigmoid(x)
-        terms = tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
-        sums += tl.sum(terms, 1)
-    return sums, tl.zeros(rows.shape, COMPUTE), tl.zeros(rows.shape, COMPUTE)
+        e, tail, _ = sigmoid_parts(x)
+        sums += tl.where((c < NUM_CHANNELS)[None, :], log1p(e) + tl.abs(x) * tail, 0)
+    return tl.sum(sums, 1), tl.zeros(rows.shape, COMPUTE), tl.zeros(rows.shape, COMPUTE)
 
 
 @triton.jit
-def _load_positives(
+def load_positives(
     logits_ptr,
     iou_ptr,
     i,
@@ -85,7 +84,7 @@ def _load_positives(
         p = exponential((x - m) - log_t)  # m + log t would lose the digits of log t where m is large
         slope = p
     else:
-        _, tail, slope = _sigmoid(x)
+        _, tail, slope = sigmoid_parts(x)
         p = tl.where(x < 0, tail, 1 - tail)
     offset = p - tl.load(iou_ptr + i, mask=mask, other=0).to(COMPUTE)
     excess = tl.abs(offset) - margin
@@ -113,70 +112,9 @@ def _forward_kernel(
     in_range, margin = i < num_positives, number(margin, COMPUTE)
     positions = tl.load(positions_ptr + i, mask=in_range, other=0)
     rows = positions // NUM_CHANNELS
-    entropy, m, log_t = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
-    r, _, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, m, log_t, margin, SOFTMAX, COMPUTE)
+    entropy, m, log_t = entropy_of(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
+    r, _, _ = load_positives(logits_ptr, iou_ptr, i, positions, in_range, m, log_t, margin, SOFTMAX, COMPUTE)
     tl.store(losses_ptr + i, r / (1 + exponential(entropy)), mask=in_range)
-
-
-@triton.jit
-def _gradient_kernel(
-    logits_ptr,
-    positions_ptr,
-    iou_ptr,
-    upstream_ptr,
-    grad_logits_ptr,
-    grad_iou_ptr,
-    num_positives,
-    margin: tl.float64,
-    SOFTMAX: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    NUM_CHANNELS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Gradients of the IoU of a tile of positives, and of the rows that they own."""
-    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    in_range, margin = i < num_positives, number(margin, COMPUTE)
-    positions = tl.load(positions_ptr + i, mask=in_range, other=-1)
-    rows = positions // NUM_CHANNELS
-    before = tl.load(positions_ptr + i - 1, mask=in_range & (i > 0), other=-NUM_CHANNELS) // NUM_CHANNELS
-    owner = in_range & (before != rows)
-    entropy, m, log_t = _entropy(logits_ptr, rows, in_range, SOFTMAX, COLS, NUM_CHANNELS, COMPUTE)
-    w = 1 / (1 + exponential(entropy))
-
-    _, sign, _ = _load_positives(logits_ptr, iou_ptr, i, positions, in_range, m, log_t, margin, SOFTMAX, COMPUTE)
-    upstream = tl.load(upstream_ptr + i, mask=in_range, other=0).to(COMPUTE)
-    grad_iou = -upstream * w * sign
-    tl.store(grad_iou_ptr + i, round_to(grad_iou, grad_iou_ptr), mask=in_range)
-
-    for start in range(0, NUM_CHANNELS, COLS):
-        c, x = load_channels(logits_ptr, rows, owner, start, COLS, NUM_CHANNELS, COMPUTE)
-        sum_excess = tl.zeros([ROWS], COMPUTE)
-        sum_bumps = tl.zeros([ROWS], COMPUTE)
-        gradient = tl.zeros([ROWS, COLS], COMPUTE)
-        k, mine = i, owner
-        while tl.max(mine.to(tl.int32)) > 0:
-            position = tl.load(positions_ptr + k, mask=mine, other=0)
-            r, sign, slope = _load_positives(logits_ptr, iou_ptr, k, position, mine, m, log_t, margin, SOFTMAX, COMPUTE)
-            upstream = tl.load(upstream_ptr + k, mask=mine, other=0).to(COMPUTE)
-            bump = tl.where(mine, upstream * w * sign * slope, 0)
-            sum_excess += tl.where(mine, upstream * r, 0)
-            sum_bumps += bump
-            channel = (position - rows * NUM_CHANNELS)[:, None]
-            gradient += tl.where(c[None, :] == channel, bump[:, None], 0)
-            k += 1
-            following = tl.load(positions_ptr + k, mask=mine & (k < num_positives), other=-1)
-            mine = mine & (k < num_positives) & (following // NUM_CHANNELS == rows)
-        spread = (sum_excess * w * (1 - w))[:, None]
-        if SOFTMAX:
-            log_p = (x - m[:, None]) - log_t[:, None]
-            p = exponential(log_p)
-            gradient += p * (spread * (log_p + entropy[:, None]) - sum_bumps[:, None])
-        else:
-            gradient += spread * x * _sigmoid(x)[2]
-        at = grad_logits_ptr + rows[:, None] * NUM_CHANNELS + c[None, :]
-        mask = owner[:, None] & (c < NUM_CHANNELS)[None, :]
-        tl.store(at, round_to(gradient, grad_logits_ptr), mask=mask)
 
 
 def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activation: str) -> Tensor:
@@ -198,27 +136,3 @@ def forward(logits: Tensor, positions: Tensor, iou: Tensor, margin: float, activ
             **tile,
         )
     return losses
-
-
-def backward(
-    logits: Tensor, positions: Tensor, iou: Tensor, upstream: Tensor, margin: float, activation: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `logits` and `iou`."""
-    grad_logits = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-    grad_iou = torch.empty_like(iou, memory_format=torch.contiguous_format)
-    if iou.numel() > 0:
-        tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
-        _gradient_kernel[triton.cdiv(iou.numel(), tile["ROWS"]),](
-            logits.contiguous(),
-            positions.contiguous(),
-            iou.contiguous(),
-            upstream.contiguous(),
-            grad_logits,
-            grad_iou,
-            num_positives=iou.numel(),
-            margin=margin,
-            SOFTMAX=activation == "softmax",
-            COMPUTE=TRITON_DTYPE[result_dtype(logits, iou)],
-            **tile,
-        )
-    return grad_logits, grad_iou

@@ -24,7 +24,9 @@ from torch import Tensor
 from ...distributed import join_ranks
 from ...targets import check_count
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
+from ..candidates import TRITON_DTYPE, scopes_of
+from ..grid import cdiv
+from ..listing import find_positives, gather_positives, pad_to_bound
 from .count import count
 from .finish import finish
 from .kinks import make_kinks
@@ -135,7 +137,7 @@ def forward(
     allocate = above.new_empty if max_positives is None else above.new_zeros
     grad_errors = allocate(max(num_errors, above.numel()))
     if above.numel() > 0:
-        grid = (triton.cdiv(above.numel(), TILE),)
+        grid = (cdiv(above.numel(), TILE),)
         sizes = {
             "capacity": above.numel(),
             "num_scopes": scopes.num_scopes,

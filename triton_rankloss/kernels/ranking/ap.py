@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ...distributed import join_ranks
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, find_positives, gather_positives, scopes_of
+from ..candidates import TRITON_DTYPE, scopes_of
+from ..listing import find_positives, gather_positives
 from .count import count
 from .finish import BLOCK, WARPS, empty_bends, store_bends, store_lines, sum_scopes
 from .kinks import make_kinks

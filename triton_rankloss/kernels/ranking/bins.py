@@ -12,14 +12,14 @@ that make b are exact. So neither the order of programs nor their number nor the
 
 Negatives between the last lower and the first upper kink, as all are at the start of training, share one bin: a program
 keeps their number and offsets in registers. Any other relevant negative is one atomic addition, of its number (shifted
-by COUNT_SHIFT) and its offset in one 64-bit integer; in float64, of two.
+by COUNT_SHIFT) and its offset in one 64-bit integer; in float64, of two. Bin 0 lies left of all kinks, where nothing is
+counted: it is for NaN, which no comparison puts into another.
 
     symbol               meaning
     unit                 2^-fraction_bits times the power of two at or above 2 delta
     copies [C, 2 P + S]  bins, of scope s from 2 offsets[s] + s on; so many copies that the sums of none overflow
     totals [2, 2 P + S]  number and offsets of each bin, over the copies
     numbers, areas [2P]  right of each kink: how many negatives, and the area, in units
-    nans [S]             how many negatives are NaN
 
     owner of outputs     _bins_kernel: atomic additions of integers;  _sum_kernel t: totals of tile t of the bins;
                          _above_kernel s: numbers, areas and b of scope s
@@ -34,7 +34,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..blocks import index_type, load_candidates, scope_arguments
+from ..candidates import TRITON_DTYPE, Scopes
+from ..grid import cdiv
+from ..listing import Positives
 from .kinks import CELLS, Kinks, cell_scale, find_bins
 
 # Not yet measured on a GPU; from instruction counts.
@@ -47,10 +50,13 @@ COUNT_MASK = tl.constexpr(2**18 - 1)
 OFFSET_MASK = tl.constexpr(2**46 - 1)
 CLIP = 2 - 2**-20  # units of 2 delta and more: the longest window that has a score inside, rounding included
 SUM_BLOCK, SUM_ROWS = 32, 64
-SCAN_BLOCK, SCAN_WARPS = 2048, 8
+SCAN_BLOCK, SCAN_WARPS = 2048, 16
 
 
-@triton.jit(do_not_specialize=["programs_in_scope", "programs_in_copy", "blocks_at_once", "copy_stride"])
+SIZES = ["num_candidates", "num_targets", "programs_in_scope", "programs_in_copy", "blocks_at_once", "copy_stride"]
+
+
+@triton.jit(do_not_specialize=SIZES)
 def _bins_kernel(
     logits_ptr,
     targets_ptr,
@@ -58,14 +64,16 @@ def _bins_kernel(
     kinks_ptr,
     cells_ptr,
     copies_ptr,
-    nans_ptr,
     num_candidates,
+    num_targets,
     programs_in_scope,
     programs_in_copy,
     blocks_at_once,
     copy_stride,
     per_unit: tl.float64,
     clip: tl.float64,
+    INDEX: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
     CELLS: tl.constexpr,
     HARD: tl.constexpr,
@@ -82,6 +90,8 @@ def _bins_kernel(
     if num_positives > 0:
         num_kinks = num_positives if HARD else 2 * num_positives
         num_cells = num_positives * CELLS
+        logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
+        targets_ptr += scope * num_targets
         kinks_ptr += 2 * first
         cells_ptr += CELLS * first
         bins_ptr = copies_ptr + (program // programs_in_copy).to(tl.int64) * copy_stride + 2 * first + scope
@@ -92,33 +102,42 @@ def _bins_kernel(
         middle_begin = tl.load(kinks_ptr + middle - 1)
         middle_end = tl.load(kinks_ptr + middle, mask=middle < num_kinks, other=float("inf"))
 
-        num_in_middle = tl.zeros([BLOCK], tl.int32)
+        lanes = tl.arange(0, BLOCK)
+        num_whole = 0  # blocks that are in the middle, as nearly all at the start of training
+        num_in_middle = tl.zeros([BLOCK], tl.int32)  # in other blocks
         sum_in_middle = tl.zeros([BLOCK // 4], tl.int64)
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
-            start = tl.cast(block, tl.int64) * BLOCK
-            _, _, n, negative, _ = load_candidates(
-                logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+            start = tl.cast(block, INDEX) * BLOCK
+            # Neighbours in different lanes, as atomic additions have them: nothing is exchanged before those.
+            n, negative, _ = load_candidates(
+                logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE, IN_LANE=1
             )
             in_middle = negative & (n >= middle_begin) & (n < middle_end)
-            num_in_middle += in_middle.to(tl.int32)
-            if not HARD:
-                to_middle = tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0)
-                # In float32 the sum of four, below 2^29 each, is still an int32: fewer instructions.
-                sum_in_middle += tl.sum(tl.reshape(to_middle, [BLOCK // 4, 4]), 1).to(tl.int64)
-            elsewhere = negative & ((n < lowest) == 0) & (in_middle == 0)
-            if tl.max(tl.where(elsewhere, tl.arange(0, BLOCK), -1)) >= 0:
-                num_nan = tl.sum((elsewhere & (n != n)).to(tl.int32))
-                tl.atomic_add(nans_ptr + scope, num_nan, mask=num_nan > 0, sem="relaxed")
-                elsewhere = elsewhere & (n == n)
-                bins = find_bins(n, elsewhere, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, scale)
-                offset = tl.zeros([BLOCK], tl.int64)
+            if tl.max(tl.where(in_middle, -1, lanes)) < 0:
+                num_whole += 1
                 if not HARD:
-                    left = tl.load(kinks_ptr + bins - 1, mask=elsewhere, other=0)
-                    offset = _offset(n, left, per_unit, clip).to(tl.int64)
-                _add(bins_ptr + bins, elsewhere.to(tl.int64), offset, elsewhere, copy_stride, HARD, COMPUTE)
-        num_there = tl.sum(num_in_middle).to(tl.int64)
+                    sum_in_middle += _sum_of_four(_offset(n, middle_begin, per_unit, clip))
+            else:
+                num_in_middle += in_middle.to(tl.int32)
+                if not HARD:
+                    sum_in_middle += _sum_of_four(tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0))
+                elsewhere = negative & ((n < lowest) == 0) & (in_middle == 0)
+                if tl.max(tl.where(elsewhere, lanes, -1)) >= 0:
+                    bins = find_bins(n, elsewhere, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, scale)
+                    offset = tl.zeros([BLOCK], tl.int64)
+                    if not HARD:
+                        left = tl.load(kinks_ptr + bins - 1, mask=elsewhere & (bins > 0), other=0)
+                        offset = tl.where(bins > 0, _offset(n, left, per_unit, clip), 0).to(tl.int64)
+                    _add(bins_ptr + bins, tl.full([BLOCK], 1, tl.int64), offset, elsewhere, copy_stride, HARD, COMPUTE)
+        num_there = tl.sum(num_in_middle).to(tl.int64) + num_whole * BLOCK
         _add(bins_ptr + middle, num_there, tl.sum(sum_in_middle), num_there > 0, copy_stride, HARD, COMPUTE)
+
+
+@triton.jit
+def _sum_of_four(offset):
+    """Sums of every four in a lane, in float32 below 2^29 each: still int32, which takes fewer instructions."""
+    return tl.sum(tl.reshape(offset, [4, offset.shape[0] // 4]), 0).to(tl.int64)
 
 
 @triton.jit
@@ -180,7 +199,6 @@ def _above_kernel(
     kinks_ptr,
     places_ptr,
     totals_ptr,
-    nans_ptr,
     numbers_ptr,
     areas_ptr,
     above_ptr,
@@ -225,7 +243,7 @@ def _above_kernel(
     tl.debug_barrier()  # what other threads of the program have written is read below
     # Comparisons have hidden a NaN among the scores of the scope, which is to reach all: a positive is the last.
     last_p = tl.load(sorted_ptr + last - 1, mask=num_positives > 0, other=0)
-    is_nan = (tl.load(nans_ptr + scope) > 0) | (last_p != last_p)
+    is_nan = (tl.load(totals_ptr) > 0) | (last_p != last_p)
     for start in range(0, num_positives, BLOCK):
         at = first + start + tl.arange(0, BLOCK)
         there = at < last
@@ -239,13 +257,14 @@ def _above_kernel(
             area = tl.load(areas_ptr + lower, mask=there, other=0) - tl.load(areas_ptr + upper, mask=there, other=0)
             begin = tl.load(kinks_ptr + lower, mask=there, other=0).to(tl.float64)
             end = tl.load(kinks_ptr + upper, mask=there, other=0).to(tl.float64)
-            # What rounding the kinks up has left out, exactly: no score lies between.
-            added = (begin - p) + delta  # p - delta itself would be rounded
-            missing_lower = added * num_lower
-            missing_upper = ((end - p) - delta) * num_upper
+            # What rounding the kinks up has left out, exactly: no score lies between. p is subtracted first: of a large
+            # one p - delta has no digits of delta.
+            left_out = begin - p + delta
+            missing_lower = left_out * num_lower
+            missing_upper = (end - p - delta) * num_upper
             above = (area.to(tl.float64) * unit + missing_lower - missing_upper) / (2 * delta)
             # Of scores so large that a window becomes longer than that, all inside are at its lower kink.
-            at_kink = num_upper + (num_lower - num_upper) * added / (2 * delta)
+            at_kink = num_upper + (num_lower - num_upper) * left_out / (2 * delta)
             above = tl.where(end - begin > 4 * delta, at_kink, above)
         above = tl.where(is_nan, float("nan"), above)
         tl.store(above_ptr + at, above.to(COMPUTE), mask=there)
@@ -258,17 +277,17 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
     fraction_bits = min(45, 61 - scopes.num_candidates.bit_length()) if is_double else 28
     # Differences below the smallest unit matter to no delta that one can tell from 0 in float32.
     unit = 2.0 ** max(math.ceil(math.log2(2 * delta)), -98) if delta > 0 else 1.0
-    num_blocks = triton.cdiv(scopes.num_candidates, BLOCK)
+    num_blocks = cdiv(scopes.num_candidates, BLOCK)
     blocks_at_once = max(1, min(MAX_BLOCKS, num_blocks * scopes.num_scopes // MIN_PROGRAMS))
-    programs_in_scope = triton.cdiv(num_blocks, blocks_at_once)
+    programs_in_scope = cdiv(num_blocks, blocks_at_once)
     programs_in_copy = MAX_IN_COPY // (BLOCK * blocks_at_once)
-    num_copies = triton.cdiv(programs_in_scope, programs_in_copy)
+    num_copies = cdiv(programs_in_scope, programs_in_copy)
     num_bins = 2 * scores.numel() + scopes.num_scopes
     copy_stride = num_bins * (2 if is_double else 1)
-    sums = torch.zeros(num_copies * copy_stride + scopes.num_scopes, dtype=torch.int64, device=scores.device)
-    copies, nans = sums[: num_copies * copy_stride], sums[num_copies * copy_stride :]
-    numbers, areas = torch.empty(2, 2 * scores.numel(), dtype=torch.int64, device=scores.device)
+    copies = torch.zeros(num_copies * copy_stride, dtype=torch.int64, device=scores.device)
     totals = torch.empty(2 * num_bins, dtype=torch.int64, device=scores.device)
+    numbers = torch.empty(2 * scores.numel(), dtype=torch.int64, device=scores.device)
+    areas = torch.empty_like(numbers)
     above = torch.empty_like(scores)
     constants = {"HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     in_units = {"per_unit": 2.0**fraction_bits / unit, "clip": CLIP * 2.0**fraction_bits}
@@ -279,21 +298,21 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         kinks.lines,
         kinks.cells,
         copies,
-        nans,
         num_candidates=scopes.num_candidates,
         programs_in_scope=programs_in_scope,
         programs_in_copy=programs_in_copy,
         blocks_at_once=blocks_at_once,
         copy_stride=copy_stride,
+        INDEX=index_type(scopes),
         BLOCK=BLOCK,
         CELLS=CELLS,
-        NUM_CLASSES=scopes.num_classes,
-        LABELS=scopes.labels,
+        HARD=delta == 0,
         num_warps=1,
+        **scope_arguments(scopes),
+        **scopes.arguments(),
         **in_units,
-        **constants,
     )
-    _sum_kernel[triton.cdiv(num_bins, SUM_BLOCK),](
+    _sum_kernel[cdiv(num_bins, SUM_BLOCK),](
         copies,
         totals,
         num_bins=num_bins,
@@ -309,7 +328,6 @@ def count(scopes: Scopes, positives: Positives, kinks: Kinks, delta: float) -> T
         kinks.lines,
         kinks.places,
         totals,
-        nans,
         numbers,
         areas,
         above,

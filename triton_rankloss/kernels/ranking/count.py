@@ -5,13 +5,14 @@ Instructions of a warp for 256 logits, counted in the code compiled for sm_90 (n
     pairs    525, and 16 |P| for as many negatives that are spread over the kinks
 By these, bins are far ahead where negatives share a bin, and pairs ahead by little for few positives where none do. The
 atomic additions are what no count can price: should a GPU be slow at them, MAX_POSITIVES_OF_PAIRS is the one number to
-change.
+change; `make gpu` measures both.
 """
 
 import torch
 from torch import Tensor
 
-from ..candidates import Positives, Scopes
+from ..candidates import Scopes
+from ..listing import Positives
 from . import bins, pairs
 from .kinks import Kinks
 

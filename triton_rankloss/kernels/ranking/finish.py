@@ -9,7 +9,7 @@ value there: bend times rounding.
     terms [K, P]         shares of positive i in the K losses
     losses               K of [S]: their sums over each scope
     bends [2, 2 P]       change of slope at each kink, and this times what rounding has added to the kink
-    lines [3, 2 P]       kinks, value at each, slope right of it
+    lines [3, 2 P]       kinks; then [2 P, 2] value at each and slope right of it, side by side: one look-up
 
     owner of outputs     program s: losses, bends and lines of scope s
     accumulation         float64, in a fixed order
@@ -21,10 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import Positives
+from ..listing import Positives
 from .kinks import Kinks
 
-BLOCK, WARPS = 2048, 8  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
+BLOCK, WARPS = 2048, 16  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def store_bends(
         begin = tl.load(kinks_ptr + lower, mask=there, other=0).to(tl.float64)
         end = tl.load(kinks_ptr + upper, mask=there, other=0).to(tl.float64)
         bend = w.to(tl.float64) / (2 * delta)
-        added = (begin - p) + delta  # p - delta itself would be rounded
+        added = begin - p + delta  # p - delta would have no digits of delta where p is large
         tl.store(bends_ptr + lower, bend, mask=there)
         tl.store(bends_ptr + 2 * capacity + lower, bend * added, mask=there)
         # A window that is longer, by rounding of large scores, has none inside: store_lines takes it as 4 delta.
@@ -74,6 +74,7 @@ def store_lines(
     """Value and slope at the kinks of a scope, from the first up."""
     num_kinks = num_positives if HARD else 2 * num_positives
     bends_ptr += 2 * first
+    value_ptr = lines_ptr + 2 * capacity + 4 * first
     lines_ptr += 2 * first
     slope_before = tl.full([], 0, tl.float64)
     value_before = tl.full([], 0, tl.float64)
@@ -83,17 +84,32 @@ def store_lines(
         bend = tl.load(bends_ptr + m, mask=mask, other=0)
         slope = slope_before + tl.cumsum(bend, 0)
         if HARD:
-            tl.store(lines_ptr + 2 * capacity + m, slope, mask=mask)
+            tl.store(value_ptr + 2 * m, slope, mask=mask)
         else:
             kink = tl.load(lines_ptr + m, mask=mask, other=0).to(tl.float64)
             left = tl.load(lines_ptr + m - 1, mask=mask & (m > 0), other=0).to(tl.float64)
             # A wider gap lies in no window: there is no slope but that of rounding.
             gap = tl.where(m > 0, tl.minimum(kink - left, 4 * delta), 0)
             step = (slope - bend) * gap + tl.load(bends_ptr + 2 * capacity + m, mask=mask, other=0)
-            tl.store(lines_ptr + 2 * capacity + m, value_before + tl.cumsum(step, 0), mask=mask)
-            tl.store(lines_ptr + 4 * capacity + m, slope, mask=mask)
+            tl.store(value_ptr + 2 * m, value_before + tl.cumsum(step, 0), mask=mask)
+            tl.store(value_ptr + 2 * m + 1, slope, mask=mask)
             value_before += tl.sum(step)
         slope_before += tl.sum(bend)
+
+
+@triton.jit
+def load_lines(value_ptr, m, mask, HARD: tl.constexpr, COMPUTE: tl.constexpr):
+    """(value at kink m, slope right of it); NaN and 0 where `mask` is false."""
+    NAN: tl.constexpr = 0x7FC00000
+    if HARD:
+        value = tl.load(value_ptr + 2 * m, mask=mask, other=float("nan"))
+        return value, tl.zeros_like(value)
+    if COMPUTE == tl.float32:
+        # Both by one look-up of 64 bits.
+        pair = tl.load(value_ptr.to(tl.pointer_type(tl.int64), bitcast=True) + m, mask=mask, other=NAN)
+        return pair.to(tl.int32).to(COMPUTE, bitcast=True), (pair >> 32).to(tl.int32).to(COMPUTE, bitcast=True)
+    value = tl.load(value_ptr + 2 * m, mask=mask, other=float("nan"))
+    return value, tl.load(value_ptr + 2 * m + 1, mask=mask, other=0)
 
 
 @triton.jit(do_not_specialize=["capacity"])

@@ -10,13 +10,14 @@ Kinks are rounded up to the dtype of the scores: no score then lies between a ki
 rounding adds to b or takes from a gradient can be put right exactly.
 
 The table has CELLS cells of equal width for each positive, from the first to the last kink of the scope; it says of
-every cell how many kinks lie in cells before it. The cell of a score is a monotone function of it, rounding included,
-so a bin is one look-up and a search among the kinks of that cell.
+every cell how many kinks lie in cells before it, and how many in it, in one integer: a look-up is bound by the memory
+it touches. The cell of a score is a monotone function of it, rounding included, so a bin is one look-up and a search
+among the kinks of that cell.
 
     symbol              meaning
     lines [3, 2 P]      kinks, ascending, those of scope s from 2 offsets[s] on; value and slope there: finish.py
     places [2, P]       where the lower and the upper kink of each positive stand among the kinks of its scope
-    cells [CELLS P]     of scope s from CELLS offsets[s] on
+    cells [CELLS P]     before << IN_CELL_BITS | in it; those of scope s from CELLS offsets[s] on
 
     owner of outputs    program t: what belongs to positives t * TILE and the following
     accumulation        none; kinks are computed in float64 and rounded once
@@ -30,11 +31,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives
+from ..candidates import TRITON_DTYPE
+from ..grid import cdiv
+from ..listing import Positives
 from .positives import load_tile, scope_steps
 
-TILE = 32
+TILE = 8
 CELLS = 16  # a positive; estimated from counts, not yet measured on a GPU
+IN_CELL_BITS = tl.constexpr(4)  # which leaves 28 for 2 |P|
+MANY = tl.constexpr(15)  # kinks in a cell, or more: searched to the last of the scope
 
 
 class Kinks(NamedTuple):
@@ -49,15 +54,14 @@ class Kinks(NamedTuple):
 def make_kink(p, shift, DTYPE: tl.constexpr):
     """p + shift, rounded up to DTYPE; of a NaN infinity, which comes last."""
     p = p.to(tl.float64)
-    total = p + shift
-    back = total - p
-    missing = (p - (total - back)) + (shift - back)  # p + shift - total, exactly (Knuth)
-    rounded = total.to(DTYPE)
-    INTEGER: tl.constexpr = tl.int32 if DTYPE == tl.float32 else tl.int64
-    bits = rounded.to(INTEGER, bitcast=True)
+    nearest = p + shift
+    added = nearest - p
+    missing = (p - (nearest - added)) + (shift - added)  # nearest + missing is p + shift, exactly
+    rounded = nearest.to(DTYPE)
+    bits = rounded.to(tl.int32 if DTYPE == tl.float32 else tl.int64, bitcast=True)
     above = tl.where(rounded > 0, bits + 1, tl.where(rounded < 0, bits - 1, 1)).to(DTYPE, bitcast=True)
-    lost = total - rounded.to(tl.float64)
-    rounded = tl.where((lost > 0) | ((lost == 0) & (missing > 0)), above, rounded)
+    is_below = (rounded.to(tl.float64) < nearest) | ((rounded.to(tl.float64) == nearest) & (missing > 0))
+    rounded = tl.where(is_below, above, rounded)
     return tl.where(rounded != rounded, float("inf"), rounded)
 
 
@@ -107,24 +111,25 @@ def _kinks_kernel(
     highest = make_kink(tl.load(sorted_ptr + last - 1, mask=there, other=0), delta, COMPUTE)
     num_cells = num * CELLS
     scale = cell_scale(lowest, highest, num_cells)[:, None]
-    cell = place[:, None] * CELLS + tl.arange(0, CELLS)[None, :]
+    # Where a cell begins, and where it ends.
+    bound = place[:, None] * CELLS + (tl.arange(0, 2 * CELLS) // 2 + tl.arange(0, 2 * CELLS) % 2)[None, :]
     in_scope = sorted_ptr + first
     # Searches take the same steps side by side: each waits for memory, and now all at once.
     uppers_before = tl.zeros([TILE], tl.int32)  # the lower kink
     lowers_before = tl.zeros([TILE], tl.int32)  # the upper kink, or at it
-    lowers_in = tl.zeros([TILE, CELLS], tl.int32)  # cells before this one
-    uppers_in = tl.zeros([TILE, CELLS], tl.int32)
+    lowers_below = tl.zeros([TILE, 2 * CELLS], tl.int32)  # in cells below the bound
+    uppers_below = tl.zeros([TILE, 2 * CELLS], tl.int32)
     for search_step in range(num_steps):
         stride = 1 << (num_steps - 1 - search_step)
-        trial = lowers_in + stride
+        trial = lowers_below + stride
         y = _load_kink(in_scope[:, None], trial - 1, num[:, None], -delta, COMPUTE)
         y_cell = cell_of(y, lowest[:, None], scale, num_cells[:, None])
-        lowers_in = tl.where((trial <= num[:, None]) & (y_cell < cell), trial, lowers_in)
+        lowers_below = tl.where((trial <= num[:, None]) & (y_cell < bound), trial, lowers_below)
         if not HARD:
-            trial = uppers_in + stride
+            trial = uppers_below + stride
             y = _load_kink(in_scope[:, None], trial - 1, num[:, None], delta, COMPUTE)
             y_cell = cell_of(y, lowest[:, None], scale, num_cells[:, None])
-            uppers_in = tl.where((trial <= num[:, None]) & (y_cell < cell), trial, uppers_in)
+            uppers_below = tl.where((trial <= num[:, None]) & (y_cell < bound), trial, uppers_below)
             trial = uppers_before + stride
             y = _load_kink(in_scope, trial - 1, num, delta, COMPUTE)
             uppers_before = tl.where((trial <= num) & (y < lower), trial, uppers_before)
@@ -136,16 +141,19 @@ def _kinks_kernel(
     if not HARD:
         tl.store(kinks_ptr + 2 * first + place + lowers_before, upper, mask=there)
         tl.store(places_ptr + capacity + at, place + lowers_before, mask=there)
-    tl.store(cells_ptr + CELLS * first.to(tl.int64)[:, None] + cell, lowers_in + uppers_in, mask=there[:, None])
+    before, until = tl.split(tl.reshape(lowers_below + uppers_below, [TILE, CELLS, 2]))
+    packed = (before << IN_CELL_BITS) | tl.minimum(until - before, MANY)
+    cell = CELLS * at.to(tl.int64)[:, None] + tl.arange(0, CELLS)[None, :]
+    tl.store(cells_ptr + cell, packed, mask=there[:, None])
 
 
 @triton.jit
 def find_bins(n, searched, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, scale):
     """How many kinks of the scope are at or below each of the scores n; 0 where `searched` is false."""
     cell = cell_of(n, lowest, scale, num_cells)
-    low = tl.load(cells_ptr + cell, mask=searched, other=0)
-    high = tl.load(cells_ptr + cell + 1, mask=searched & (cell + 1 < num_cells), other=0)
-    high = tl.where(searched & (cell + 1 == num_cells), num_kinks, high)
+    packed = tl.load(cells_ptr + cell, mask=searched, other=0)
+    low, in_cell = packed >> IN_CELL_BITS, packed & MANY
+    high = tl.where(in_cell < MANY, low + in_cell, num_kinks)
     # The largest gap between low and high halves with every step.
     gap = tl.max(high - low)
     while gap > 0:
@@ -169,7 +177,7 @@ def make_kinks(positives: Positives, delta: float, max_positives: int | None) ->
         cells=allocate(CELLS * capacity, dtype=torch.int32, device=device),
     )
     if capacity > 0:
-        _kinks_kernel[triton.cdiv(capacity, TILE),](
+        _kinks_kernel[cdiv(capacity, TILE),](
             scores,
             offsets,
             *kinks,

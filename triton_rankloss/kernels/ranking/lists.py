@@ -26,7 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, load_candidates
+from ..blocks import index_type, load_candidates, scope_arguments
+from ..candidates import Scopes
+from ..grid import cdiv
+from ..listing import Positives
 
 CANDIDATES_BLOCK = 1024  # 8 logits a thread: two 16-byte loads of float32, one of half precision
 MAX_LISTS = 1024  # programs that read the logits: several for each multiprocessor of today's GPUs
@@ -50,7 +53,7 @@ def score_range(sorted_ptr, first, last):
     return tl.load(sorted_ptr + first, mask=there, other=0) + 0 * p_max, p_max
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_candidates", "num_targets"])
 def _list_kernel(
     logits_ptr,
     targets_ptr,
@@ -60,8 +63,11 @@ def _list_kernel(
     num_listed_ptr,
     line_ptr,
     num_candidates,
+    num_targets,
     capacity,
     delta: tl.float64,
+    INDEX: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
     HARD: tl.constexpr,
     NUM_CLASSES: tl.constexpr,
@@ -76,6 +82,8 @@ def _list_kernel(
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     p_min, p_max = score_range(sorted_ptr, first, last)
     center = 0.5 * (p_min + p_max)
+    logits_ptr += tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    targets_ptr += scope * num_targets
 
     num_listed = 0
     num_saturated = tl.zeros([BLOCK], COMPUTE)
@@ -83,9 +91,9 @@ def _list_kernel(
     sum_on_line = tl.zeros([BLOCK], COMPUTE)
     num_blocks = tl.where(first < last, (num_candidates - 1) // BLOCK + 1, 0)
     for block in range(program, num_blocks, num_lists):
-        start = tl.cast(block, tl.int64) * BLOCK
-        _, _, n, negative, _ = load_candidates(
-            logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+        start = tl.cast(block, INDEX) * BLOCK
+        n, negative, _ = load_candidates(
+            logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
         # Differences of scores keep their digits where p_max + delta would round to p_max.
         irrelevant = n - p_min < -delta
@@ -110,9 +118,9 @@ def _list_kernel(
 
 def list_mixed(scopes: Scopes, positives: Positives, delta: float) -> Lists:
     """Lists and lines of all scopes, in one pass over the logits; positives in ascending order."""
-    num_blocks = triton.cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
-    blocks_per_list = triton.cdiv(num_blocks, MAX_LISTS)
-    num_lists = triton.cdiv(num_blocks, blocks_per_list)
+    num_blocks = cdiv(scopes.num_candidates, CANDIDATES_BLOCK)
+    blocks_per_list = cdiv(num_blocks, MAX_LISTS)
+    num_lists = cdiv(num_blocks, blocks_per_list)
     capacity = blocks_per_list * CANDIDATES_BLOCK
     total, device, dtype = scopes.num_scopes * num_lists, scopes.logits.device, positives.scores.dtype
     lists = Lists(
@@ -133,10 +141,10 @@ def list_mixed(scopes: Scopes, positives: Positives, delta: float) -> Lists:
         num_candidates=scopes.num_candidates,
         capacity=capacity,
         delta=delta,
+        INDEX=index_type(scopes),
         BLOCK=CANDIDATES_BLOCK,
         HARD=delta == 0,
-        NUM_CLASSES=scopes.num_classes,
-        LABELS=scopes.labels,
-        COMPUTE=TRITON_DTYPE[dtype],
+        **scope_arguments(scopes),
+        **scopes.arguments(),
     )
     return lists

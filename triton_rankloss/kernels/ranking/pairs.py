@@ -22,7 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives, Scopes, clamp_scores
+from ..candidates import TRITON_DTYPE, Scopes, clamp_scores
+from ..grid import cdiv
+from ..listing import Positives
 from .lists import list_mixed, score_range
 from .step import half_inverse, saturating_step
 
@@ -193,11 +195,11 @@ def count(scopes: Scopes, positives: Positives, delta: float) -> Tensor:
     above = torch.empty_like(scores)
     tile = POSITIVES_BLOCK_FLOAT64 if scores.dtype == torch.float64 else POSITIVES_BLOCK
     lists = list_mixed(scopes, positives, delta)
-    num_tiles = triton.cdiv(num_positives, tile)
+    num_tiles = cdiv(num_positives, tile)
     # Enough programs to fill a GPU; more only as long as their sums stay small beside the logits.
-    num_partials = max(triton.cdiv(MIN_PROGRAMS, num_tiles), scopes.num_candidates // (32 * num_positives))
-    lists_per_program = triton.cdiv(lists.num_lists, num_partials)
-    num_partials = triton.cdiv(lists.num_lists, lists_per_program)
+    num_partials = max(cdiv(MIN_PROGRAMS, num_tiles), scopes.num_candidates // (32 * num_positives))
+    lists_per_program = cdiv(lists.num_lists, num_partials)
+    num_partials = cdiv(lists.num_lists, lists_per_program)
     partial = torch.empty(num_partials * num_positives, dtype=scores.dtype, device=scores.device)
     constants = {"TILE": tile, "HARD": delta == 0, "COMPUTE": TRITON_DTYPE[scores.dtype]}
     _pairs_kernel[num_tiles, num_partials, scopes.num_scopes](

@@ -22,7 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, Positives
+from ..candidates import TRITON_DTYPE
+from ..grid import cdiv
+from ..listing import Positives
 from .step import half_inverse, step
 
 # Positives per program, and per step of its loop: 8 pairs a thread, so that four sums of them stay in registers, in
@@ -103,7 +105,7 @@ def sort(positives: Positives, delta: float) -> tuple[Positives, Tensor, Tensor]
     in_order = Positives(torch.empty_like(positions), torch.empty_like(scores), offsets, num_ranked)
     order, among = torch.empty_like(positions), torch.empty_like(scores)
     if scores.numel() > 0:
-        _sort_kernel[triton.cdiv(scores.numel(), SORT_TILE),](
+        _sort_kernel[cdiv(scores.numel(), SORT_TILE),](
             scores,
             positions,
             offsets,

@@ -27,7 +27,9 @@ from torch import Tensor
 from ...distributed import join_ranks
 from ...targets import is_per_anchor, values_at_positives
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, find_positives, gather_positives, pad_to_bound, scopes_of
+from ..candidates import TRITON_DTYPE, scopes_of
+from ..grid import cdiv
+from ..listing import find_positives, gather_positives, pad_to_bound
 from .count import count
 from .finish import finish
 from .kinks import make_kinks
@@ -159,7 +161,7 @@ def forward(
     weights, updates = empty_state(above, 2, max_positives)
     carried, terms = torch.empty_like(above), above.new_empty(2, above.numel())
     if above.numel() > 0:
-        grid = (triton.cdiv(above.numel(), TILE),)
+        grid = (cdiv(above.numel(), TILE),)
         sizes = {
             "capacity": above.numel(),
             "num_scopes": scopes.num_scopes,

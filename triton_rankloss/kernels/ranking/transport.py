@@ -7,7 +7,7 @@ between the last lower and the first upper kink, as all do at the start of train
 are to get is written over what this leaves at them.
 
     symbol               meaning
-    lines [3, 2 P]       kinks, value at each, slope right of it
+    lines [3, 2 P]       kinks; value at each and slope right of it
     updates [K, P]       of the positives, for each of K losses: the sum over losses of upstream [K] times these
                          is their gradient
 
@@ -22,7 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..candidates import TRITON_DTYPE, load_candidates, scopes_of
+from ..blocks import index_type, load_candidates, scope_arguments, store_block
+from ..candidates import TRITON_DTYPE, scopes_of
+from ..grid import cdiv
+from .finish import load_lines
 from .kinks import CELLS, cell_scale, find_bins
 from .step import representable
 
@@ -32,7 +35,7 @@ BLOCKS_AT_ONCE = 4
 TILE = 128
 
 
-@triton.jit(do_not_specialize=["capacity", "programs_in_scope"])
+@triton.jit(do_not_specialize=["num_candidates", "num_targets", "capacity", "programs_in_scope"])
 def _transport_kernel(
     logits_ptr,
     targets_ptr,
@@ -43,9 +46,12 @@ def _transport_kernel(
     upstream_ptr,
     gradient_ptr,
     num_candidates,
+    num_targets,
     capacity,
     programs_in_scope,
     delta: tl.float64,
+    INDEX: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS_AT_ONCE: tl.constexpr,
     CELLS: tl.constexpr,
@@ -62,8 +68,12 @@ def _transport_kernel(
     num_kinks = num_positives if HARD else 2 * num_positives
     num_cells = num_positives * CELLS
     there = num_positives > 0
+    first_candidate = tl.multiple_of(scope * num_candidates, ALIGNMENT)
+    logits_ptr += first_candidate
+    gradient_ptr += first_candidate
+    targets_ptr += scope * num_targets
+    value_ptr = lines_ptr + 2 * capacity + 4 * first
     lines_ptr += 2 * first
-    value_ptr, slope_ptr = lines_ptr + 2 * capacity, lines_ptr + 4 * capacity
     cells_ptr += CELLS * first
     upstream = tl.load(upstream_ptr).to(COMPUTE)
     longest = (4 * number(delta, tl.float64)).to(COMPUTE)
@@ -73,17 +83,15 @@ def _transport_kernel(
     # Between the last lower and the first upper kink. Where not all lower kinks come first, some other bin.
     middle_begin = tl.load(lines_ptr + num_positives - 1, mask=there, other=float("inf"))
     middle_end = tl.load(lines_ptr + num_positives, mask=num_positives < num_kinks, other=float("inf"))
-    middle_value = tl.load(value_ptr + num_positives - 1, mask=there, other=0).to(COMPUTE) * upstream
-    middle_slope = tl.full([], 0, COMPUTE)
-    if not HARD:
-        middle_slope = tl.load(slope_ptr + num_positives - 1, mask=there, other=0).to(COMPUTE) * upstream
+    middle_value, middle_slope = load_lines(value_ptr, num_positives - 1, there, HARD, COMPUTE)
+    middle_value, middle_slope = middle_value * upstream, middle_slope * upstream
     # The last positive is NaN if any is, as all are beyond a bound; so is every weight then, and every gradient.
     last_p = tl.load(sorted_ptr + last - 1, mask=there, other=0)
     lowest_relevant = tl.where(last_p == last_p, lowest, float("-inf"))
     for block in range(BLOCKS_AT_ONCE):
-        start = (program.to(tl.int64) * BLOCKS_AT_ONCE + block) * BLOCK
-        positions, in_range, n, negative, positive = load_candidates(
-            logits_ptr, targets_ptr, scope, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
+        start = (tl.cast(program, INDEX) * BLOCKS_AT_ONCE + block) * BLOCK
+        n, negative, positive = load_candidates(
+            logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
         )
         relevant = (negative | positive) & ((n < lowest_relevant) == 0) & there
         in_middle = (n >= middle_begin) & (n < middle_end)
@@ -92,13 +100,12 @@ def _transport_kernel(
         if tl.max(tl.where(searched, tl.arange(0, BLOCK), -1)) >= 0:
             entry = find_bins(n, searched, lines_ptr, cells_ptr, num_kinks, num_cells, lowest, scale) - 1
             found = searched & (entry >= 0)  # all but a NaN
-            carried = tl.load(value_ptr + entry, mask=found, other=float("nan")).to(COMPUTE)
+            carried, slope = load_lines(value_ptr, entry, found, HARD, COMPUTE)
             if not HARD:
-                slope = tl.load(slope_ptr + entry, mask=found, other=0).to(COMPUTE)
                 kink = tl.load(lines_ptr + entry, mask=found, other=0)
                 carried += slope * tl.minimum(n - kink, longest)
             gradient = tl.where(searched, carried * upstream, gradient)
-        tl.store(gradient_ptr + positions, gradient.to(gradient_ptr.dtype.element_ty), mask=in_range)
+        store_block(gradient_ptr, start, num_candidates, gradient, BLOCK)
 
 
 @triton.jit(do_not_specialize=["capacity", "num_scopes"])
@@ -144,8 +151,7 @@ def backward(
     if capacity == 0 or gradient.numel() == 0:
         return gradient.zero_()
     scopes = scopes_of(logits, targets, per_image=offsets.numel() > 2)
-    compute = TRITON_DTYPE[scores.dtype]
-    programs_in_scope = triton.cdiv(scopes.num_candidates, BLOCK * BLOCKS_AT_ONCE)
+    programs_in_scope = cdiv(scopes.num_candidates, BLOCK * BLOCKS_AT_ONCE)
     _transport_kernel[programs_in_scope * scopes.num_scopes,](
         scopes.logits,
         scopes.targets,
@@ -159,16 +165,16 @@ def backward(
         capacity=capacity,
         programs_in_scope=programs_in_scope,
         delta=representable(delta),
+        INDEX=index_type(scopes),
         BLOCK=BLOCK,
         BLOCKS_AT_ONCE=BLOCKS_AT_ONCE,
         CELLS=CELLS,
         HARD=delta == 0,
-        NUM_CLASSES=scopes.num_classes,
-        LABELS=scopes.labels,
-        COMPUTE=compute,
         num_warps=1,
+        **scope_arguments(scopes),
+        **scopes.arguments(),
     )
-    _positives_kernel[triton.cdiv(capacity, TILE),](
+    _positives_kernel[cdiv(capacity, TILE),](
         offsets,
         positions,
         updates,
@@ -178,6 +184,6 @@ def backward(
         num_scopes=scopes.num_scopes,
         TILE=TILE,
         NUM_UPDATES=updates.shape[0],
-        COMPUTE=compute,
+        COMPUTE=TRITON_DTYPE[scores.dtype],
     )
     return gradient
