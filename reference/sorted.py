@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-MAX_IN_CELL = 8  # kinks that are compared with a score one by one
-
 Kinks = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -86,32 +84,31 @@ def _find_bins(candidates: Tensor, kinks: Tensor) -> Tensor:
 
     The K + 1 bins of each scope are numbered on from those of the scope before.
     """
-    num_kinks, is_single = kinks.shape[-1], kinks.numel() == kinks.shape[-1]
+    scopes = torch.arange(kinks.numel() // kinks.shape[-1], device=kinks.device).view(*kinks.shape[:-1], 1)
+    first = (kinks.shape[-1] + 1) * scopes
     extremes = torch.stack([candidates.amin(-1), candidates.amax(-1)], -1)
-    bins, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
-    is_nan = bool((extremes + kinks[..., -1:]).isnan().any())
-    if is_nan or not torch.equal(bins, highest):
-        bins = _search(candidates, kinks, use_grid=is_single and not is_nan)
-    starts = torch.arange(0, kinks.numel() + highest.numel(), num_kinks + 1, dtype=bins.dtype, device=bins.device)
-    return bins if is_single else bins + starts.view(highest.shape)
+    lowest, highest = torch.searchsorted(kinks, extremes, right=True).split(1, -1)
+    if (extremes + kinks[..., -1:]).isnan().any():
+        return torch.searchsorted(kinks, candidates, right=True) + first
+    return lowest + first if torch.equal(lowest, highest) else _search(candidates, kinks, scopes, first)
 
 
-def _search(candidates: Tensor, kinks: Tensor, use_grid: bool) -> Tensor:
-    """The bins, in one scope by a grid of equal cells: the kinks in cells before its own, and those in it one by one.
+def _search(candidates: Tensor, kinks: Tensor, scopes: Tensor, first: Tensor) -> Tensor:
+    """The bins by a grid of equal cells: the kinks in cells before its own, and those in it one by one.
 
     In a third of the time of a binary search, which is what is left where kinks are not spread.
     """
-    num_cells, most = 8 * kinks.numel(), MAX_IN_CELL + 1
-    if use_grid and num_cells <= candidates.numel():
-        lowest, highest = kinks[..., :1], kinks[..., -1:]
-        scale = ((num_cells - 1) / (highest - lowest)).nan_to_num(posinf=0)  # 0: all kinks in one place
-        in_cell = torch.bincount(((kinks - lowest) * scale).int().view(-1), minlength=num_cells)
-        most = int(in_cell.max())
-    if most > MAX_IN_CELL:
-        return torch.searchsorted(kinks, candidates, right=True, out_int32=True)
-    cells = ((candidates - lowest) * scale).clamp_(0, num_cells - 1).int().view(-1)
-    bins = (in_cell.cumsum(0) - in_cell).int().index_select(0, cells)
-    kinks = pad(kinks.view(-1), (0, 1), value=torch.inf)
+    num_cells, lowest = 8 * kinks.shape[-1], kinks[..., :1]
+    scale = ((num_cells - 1) / (kinks[..., -1:] - lowest)).nan_to_num(posinf=0)  # 0: all kinks in one place
+    first_cell = (num_cells * scopes).int()
+    in_cell = torch.bincount(((kinks - lowest) * scale).int().add_(first_cell).view(-1), minlength=8 * kinks.numel())
+    most = int(in_cell.max())
+    if most > 8 or num_cells > candidates.shape[-1]:
+        return torch.searchsorted(kinks, candidates, right=True, out_int32=True).add_(first)
+    cells = ((candidates - lowest) * scale).clamp_(0, num_cells - 1).int().add_(first_cell)
+    in_cell = in_cell.view(*kinks.shape[:-1], num_cells)
+    bins = (in_cell.cumsum(-1) - in_cell + first).int().view(-1).index_select(0, cells.view(-1))
+    kinks = pad(kinks, (0, 1), value=torch.inf).view(-1)
     for _ in range(most):
         bins += kinks.index_select(0, bins) <= candidates.reshape(-1)
     return bins.view(candidates.shape)
@@ -123,12 +120,14 @@ def _look_up(values: Tensor, bins: Tensor) -> Tensor:
 
 
 def _offsets(candidates: Tensor, kinks: Tensor, bins: Tensor, delta: float) -> Tensor:
-    return (candidates - _look_up(kinks, bins)).div_(2 * delta).clamp_(0, 1)
+    lengths = candidates - _look_up(kinks, bins)
+    lengths = lengths.mul_(0.5 / delta) if delta > 1e-300 else lengths.div_(2 * delta)  # a product is faster
+    return lengths.clamp_(0, 1)
 
 
 def _sum_in_bins(bins: Tensor, candidates: Tensor, values: Tensor | None, kinks: Tensor) -> Tensor:
     """Sums [..., K] of the values, by default 1, of the candidates right of each kink and left of the next."""
-    sums = pad(torch.zeros_like(kinks), (1, 0)).view(-1)
+    sums = kinks.new_zeros((*kinks.shape[:-1], kinks.shape[-1] + 1)).view(-1)
     if bins.shape[-1] == 1:
         sums[bins.view(-1)] = candidates.shape[-1] if values is None else values.sum(-1).view(-1)
     else:

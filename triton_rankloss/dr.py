@@ -241,6 +241,7 @@ def _sum_scopes(logits: Tensor, targets: Tensor, k: tuple[float, float], per_ima
     positions = positive_positions(logits, targets, None)
     p = select(logits, positions).sigmoid()
     ends = torch.arange(num_scopes + 1, device=logits.device) * (logits.numel() // max(1, num_scopes))
+    sums[0] = reference.tilted_sums(p.new_empty(num_scopes, 0), k[0])
     for some in group_scopes(torch.searchsorted(positions, ends), BLOCK):
         sums[0][:, some.scopes] = reference.tilted_sums(some.of_positives(p, math.inf), k[0])
     for scopes, x, its_targets in _split_scopes(num_scopes, logits, targets):

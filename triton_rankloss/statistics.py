@@ -72,7 +72,9 @@ def ranking_statistics(loss: Tensor) -> RankingStatistics:
     above = torch.where(weights == 0, 0, -updates[0, :num_positives].to(dtype) / weights)
     among = torch.empty_like(above)
     for group in group_scopes(offsets, BLOCK):
-        found = rank_among_positives(group.of_positives(scores, below_all(node.delta)), node.delta, sorted_engine)
+        found = rank_among_positives(
+            group.of_positives(scores, below_all(scores, node.delta)), node.delta, sorted_engine
+        )
         group.put(found, among)
     precision = among / (among + above)
     sizes = offsets.diff()
