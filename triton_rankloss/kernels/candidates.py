@@ -1,4 +1,4 @@
-"""Reading candidates with their targets.
+"""What is ranked together, as kernels are given it.
 
 A scope is what is ranked together: an image, or the whole batch. Logits are [S, M]: S scopes of M candidates; targets
 are dense [S, M] (> 0 positive, 0 negative, else ignored) or labels [S, M / C] (0..C-1 the positive channel of an
