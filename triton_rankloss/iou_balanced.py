@@ -214,10 +214,10 @@ def _focal_loss(
     that of focal(x_i). It is float64: Z, where an infinite logit has an IoU near 0, has no room in float32.
     `avg_number` and `avg_tensor` are the two forms of avg_factor.
     """
-    _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     positions = positive_positions(logits, targets, None)
     if _is_per_positive(iou, logits):
         check_count(iou, positions, name)
+    _check_same_call(logits, eta, negative_weight, positive_weight, gamma, avg_number, avg_tensor, group)
     of_positives = positive_weight * focal(select(logits, positions), gamma)
     of_negatives = negative_weight * sum_of_negatives(logits, targets, gamma)
     sums = reference.sum_terms(of_negatives, of_positives, _weights_at(positions, logits, iou, eta))
@@ -251,9 +251,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from .kernels.pointwise import iou_balanced
 
-    _check_same_call(logits, *arguments)
     if _is_per_positive(iou, logits) and logits.device.type == "cpu":  # a GPU would have to be waited for
         check_count(iou, positive_positions(logits, targets, None), name)
+    _check_same_call(logits, *arguments)
     return iou_balanced.focal_forward(logits, targets, iou, *arguments)
 
 

@@ -62,12 +62,21 @@ def _error_kernel(
     delta = number(delta, tl.float64)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     num_positives = (last - first).to(tl.int32)
+    value_ptr = lines_ptr + 2 * capacity + 4 * first
+    sorted_ptr += first
+    lines_ptr += 2 * first
+    places_ptr += first
+    among_ptr += first
+    above_ptr += first
+    weights_ptr += first
+    updates_ptr += first
+    bends_ptr += 2 * first
     share = 1 / ((last - first).to(COMPUTE) * tl.load(num_ranked_ptr).to(COMPUTE))
     loss = tl.full([], 0, tl.float64)
     best_before = tl.full([], float("inf"), COMPUTE)
     for start in range(0, num_positives, BLOCK):
-        at = first + start + tl.arange(0, BLOCK)
-        there = at < last
+        at = start + tl.arange(0, BLOCK)
+        there = at < num_positives
         above = tl.load(above_ptr + at, mask=there, other=0)
         error = above / (tl.load(among_ptr + at, mask=there, other=1) + above)
         best = error
@@ -80,10 +89,10 @@ def _error_kernel(
         w = tl.where(above == 0, 0, best / above)
         tl.store(weights_ptr + at, w, mask=there)
         tl.store(updates_ptr + at, -best, mask=there)
-        store_bends(sorted_ptr, lines_ptr, places_ptr, bends_ptr, w, first, at, there, capacity, delta, HARD)
+        store_bends(sorted_ptr, lines_ptr, places_ptr, bends_ptr, w, at, there, capacity, delta, HARD)
     tl.store(loss_ptr + scope, loss.to(COMPUTE))
     tl.debug_barrier()  # other threads of the program have written the bends
-    store_lines(bends_ptr, lines_ptr, first, num_positives, capacity, delta, BLOCK, HARD)
+    store_lines(bends_ptr, lines_ptr, value_ptr, num_positives, capacity, delta, BLOCK, HARD)
 
 
 def forward(

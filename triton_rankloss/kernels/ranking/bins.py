@@ -104,7 +104,7 @@ def _bins_kernel(
 
         lanes = tl.arange(0, BLOCK)
         num_whole = 0  # blocks that are in the middle, as nearly all at the start of training
-        num_in_middle = tl.zeros([BLOCK], tl.int32)  # in other blocks
+        num_in_middle = tl.zeros([BLOCK // 4], tl.int32)  # in other blocks
         sum_in_middle = tl.zeros([BLOCK // 4], tl.int64)
         first_block = program * blocks_at_once
         for block in range(first_block, tl.minimum(first_block + blocks_at_once, (num_candidates - 1) // BLOCK + 1)):
@@ -117,11 +117,12 @@ def _bins_kernel(
             if tl.max(tl.where(in_middle, -1, lanes)) < 0:
                 num_whole += 1
                 if not HARD:
-                    sum_in_middle += _sum_of_four(_offset(n, middle_begin, per_unit, clip))
+                    sum_in_middle += _sum_of_four(_offset(n, middle_begin, per_unit, clip)).to(tl.int64)
             else:
-                num_in_middle += in_middle.to(tl.int32)
+                num_in_middle += _sum_of_four(in_middle.to(tl.int32))
                 if not HARD:
-                    sum_in_middle += _sum_of_four(tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0))
+                    to_middle = tl.where(in_middle, _offset(n, middle_begin, per_unit, clip), 0)
+                    sum_in_middle += _sum_of_four(to_middle).to(tl.int64)
                 elsewhere = negative & ((n < lowest) == 0) & (in_middle == 0)
                 if tl.max(tl.where(elsewhere, lanes, -1)) >= 0:
                     bins = find_bins(n, elsewhere, kinks_ptr, cells_ptr, num_kinks, num_cells, lowest, scale)
@@ -135,9 +136,9 @@ def _bins_kernel(
 
 
 @triton.jit
-def _sum_of_four(offset):
-    """Sums of every four in a lane, in float32 below 2^29 each: still int32, which takes fewer instructions."""
-    return tl.sum(tl.reshape(offset, [4, offset.shape[0] // 4]), 0).to(tl.int64)
+def _sum_of_four(values):
+    """Sums of every four in a lane; of offsets in float32, below 2^29 each, still an int32: fewer instructions."""
+    return tl.sum(tl.reshape(values, [4, values.shape[0] // 4]), 0)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from ..arithmetic import number
 from ..listing import Positives
 from .kinks import Kinks
 
-BLOCK, WARPS = 2048, 16  # one program a scope, bound by the latency of its steps: few of them for 8192 positives
+BLOCK, WARPS = 1024, 8  # one program a scope, bound by the latency of its steps; of 16 warps some spilled
 
 
 @triton.jit
@@ -34,20 +34,19 @@ def store_bends(
     places_ptr,
     bends_ptr,
     w,
-    first,
     at,
     there,
     capacity,
     delta,
     HARD: tl.constexpr,
 ):
-    """Bends at the kinks of the positives in places `at`, whose weights are w."""
-    lower = 2 * first + tl.load(places_ptr + at, mask=there, other=0)
+    """Bends at the kinks of the positives in places `at` of the scope that the pointers are to; their weights are w."""
+    lower = tl.load(places_ptr + at, mask=there, other=0)
     if HARD:
         tl.store(bends_ptr + lower, w.to(tl.float64), mask=there)
     else:
         p = tl.load(sorted_ptr + at, mask=there, other=0).to(tl.float64)
-        upper = 2 * first + tl.load(places_ptr + capacity + at, mask=there, other=0)
+        upper = tl.load(places_ptr + capacity + at, mask=there, other=0)
         begin = tl.load(kinks_ptr + lower, mask=there, other=0).to(tl.float64)
         end = tl.load(kinks_ptr + upper, mask=there, other=0).to(tl.float64)
         bend = w.to(tl.float64) / (2 * delta)
@@ -64,18 +63,15 @@ def store_bends(
 def store_lines(
     bends_ptr,
     lines_ptr,
-    first,
+    value_ptr,
     num_positives,
     capacity,
     delta,
     BLOCK: tl.constexpr,
     HARD: tl.constexpr,
 ):
-    """Value and slope at the kinks of a scope, from the first up."""
+    """Value and slope at the kinks of the scope that the pointers are to, from the first up."""
     num_kinks = num_positives if HARD else 2 * num_positives
-    bends_ptr += 2 * first
-    value_ptr = lines_ptr + 2 * capacity + 4 * first
-    lines_ptr += 2 * first
     slope_before = tl.full([], 0, tl.float64)
     value_before = tl.full([], 0, tl.float64)
     for start in range(0, num_kinks, BLOCK):
@@ -134,19 +130,27 @@ def _finish_kernel(
     delta = number(delta, tl.float64)
     first, last = tl.load(offsets_ptr + scope), tl.load(offsets_ptr + scope + 1)
     num_positives = (last - first).to(tl.int32)
+    value_ptr = lines_ptr + 2 * capacity + 4 * first
+    sorted_ptr += first
+    lines_ptr += 2 * first
+    places_ptr += first
+    weights_ptr += first
+    terms_ptr += first
+    bends_ptr += 2 * first
     for loss in tl.static_range(NUM_LOSSES):
         total = tl.full([], 0, tl.float64)
         for start in range(0, num_positives, BLOCK):
-            at = first + start + tl.arange(0, BLOCK)
-            total += tl.sum(tl.load(terms_ptr + loss * capacity + at, mask=at < last, other=0).to(tl.float64))
+            at = start + tl.arange(0, BLOCK)
+            there = at < num_positives
+            total += tl.sum(tl.load(terms_ptr + loss * capacity + at, mask=there, other=0).to(tl.float64))
         loss_ptr = first_loss_ptr if loss == 0 else second_loss_ptr
         tl.store(loss_ptr + scope, total.to(loss_ptr.dtype.element_ty))
     for start in range(0, num_positives, BLOCK):
-        at = first + start + tl.arange(0, BLOCK)
-        w = tl.load(weights_ptr + at, mask=at < last, other=0)
-        store_bends(sorted_ptr, lines_ptr, places_ptr, bends_ptr, w, first, at, at < last, capacity, delta, HARD)
+        at = start + tl.arange(0, BLOCK)
+        w = tl.load(weights_ptr + at, mask=at < num_positives, other=0)
+        store_bends(sorted_ptr, lines_ptr, places_ptr, bends_ptr, w, at, at < num_positives, capacity, delta, HARD)
     tl.debug_barrier()  # other threads of the program have written the bends
-    store_lines(bends_ptr, lines_ptr, first, num_positives, capacity, delta, BLOCK, HARD)
+    store_lines(bends_ptr, lines_ptr, value_ptr, num_positives, capacity, delta, BLOCK, HARD)
 
 
 def finish(positives: Positives, kinks: Kinks, weights: Tensor, terms: Tensor, delta: float) -> list[Tensor]:

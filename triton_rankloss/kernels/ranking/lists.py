@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..arithmetic import number
-from ..blocks import index_type, load_candidates, scope_arguments
-from ..candidates import Scopes
+from ..blocks import index_type, kinds_of_block, load_block, scope_arguments
+from ..candidates import Scopes, clamp_scores
 from ..grid import cdiv
 from ..listing import Positives
 
@@ -92,9 +92,8 @@ def _list_kernel(
     num_blocks = tl.where(first < last, (num_candidates - 1) // BLOCK + 1, 0)
     for block in range(program, num_blocks, num_lists):
         start = tl.cast(block, INDEX) * BLOCK
-        n, negative, _ = load_candidates(
-            logits_ptr, targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS, COMPUTE
-        )
+        n = clamp_scores(load_block(logits_ptr, start, num_candidates, BLOCK), COMPUTE)
+        negative, _ = kinds_of_block(targets_ptr, start, num_candidates, BLOCK, NUM_CLASSES, LABELS)
         # Differences of scores keep their digits where p_max + delta would round to p_max.
         irrelevant = n - p_min < -delta
         saturated = negative & (n - p_max >= delta)
