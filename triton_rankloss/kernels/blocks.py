@@ -68,10 +68,10 @@ def is_background(targets_ptr, start, num, BLOCK: tl.constexpr, NUM_CLASSES: tl.
         anchors = tl.arange(0, max(32, triton.next_power_of_2(BLOCK // NUM_CLASSES + PARTS)))
         used = (anchors * NUM_CLASSES < before + BLOCK) & (start + BLOCK <= num)
         labels = tl.load(targets_ptr + first_anchor + anchors, mask=used, other=NUM_CLASSES)
-        others = labels < NUM_CLASSES
+        others = tl.where(labels < NUM_CLASSES, anchors, -1)
     else:
-        others = load_block(targets_ptr, start, num, BLOCK) != 0
-    return (tl.max(others.to(tl.int32)) == 0) & (start + BLOCK <= num)
+        others = tl.where(load_block(targets_ptr, start, num, BLOCK) != 0, tl.arange(0, BLOCK), -1)
+    return (tl.max(others) < 0) & (start + BLOCK <= num)  # a maximum of the mask itself can go through memory
 
 
 @triton.jit
