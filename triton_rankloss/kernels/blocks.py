@@ -47,6 +47,12 @@ def sum_fours(values):
 
 
 @triton.jit
+def count(mask, COMPUTE: tl.constexpr):
+    """How many of a block are true. Summed as floats: as integers, LLVM gave float64 kernels a stack for the bits."""
+    return tl.sum(mask.to(COMPUTE)).to(tl.int32)
+
+
+@triton.jit
 def store_block(values_ptr, start, num, values, BLOCK: tl.constexpr):
     """Write what load_block reads, in the dtype of the pointer."""
     at = values_ptr + start + tl.arange(0, BLOCK)

@@ -32,6 +32,7 @@ from ..blocks import (
     BLOCKS_AT_ONCE,
     block_arguments,
     blocks_of,
+    count,
     is_background,
     kinds_of_block,
     load_block,
@@ -113,7 +114,7 @@ def _sums_kernel(
                 sum_negatives += tl.where(negative, terms, 0)
                 sum_positives += tl.sum(tl.where(positive, terms, 0))
                 sum_weighted += tl.sum(tl.where(positive, terms * weights, 0))
-                num_in_part = tl.sum(positive.to(tl.int32))
+                num_in_part = count(positive, COMPUTE)
                 num_positives += num_in_part
                 num_before += num_in_part
     own_ptr = partial_ptr + program
@@ -170,7 +171,7 @@ def _gradient_kernel(
                 factors = tl.where(positive, -of_positives, of_negatives)
                 gradient = tl.where(negative | positive, factors * focal_slope(z, gamma, POWER), 0)
                 store_block(gradient_ptr, part, num_candidates, gradient, PART)
-                num_before += tl.sum(positive.to(tl.int32))
+                num_before += count(positive, COMPUTE)
 
 
 def focal_forward(
