@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import warnings
 
 import pytest
@@ -11,6 +12,8 @@ from contract import each, evaluate, forms, make_inputs, make_labels, scopes, to
 from torch.utils.checkpoint import checkpoint
 
 import triton_rankloss as rankloss
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def checkpointed(use_reentrant):
@@ -55,6 +58,7 @@ def test_works_under(wrapper, loss, device):
 
 
 @each()
+@pytest.mark.skipif(INTERPRETED, reason="of checks and of metadata, which the first pass has traced")
 @pytest.mark.parametrize(("called", "dynamic"), [("function", True), ("module", None)])
 def test_compiles_while_sizes_and_options_change(called, dynamic, loss, device):
     """Numbers are symbols to a compiler that has seen, or is told, that they change: checks must take them."""

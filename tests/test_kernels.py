@@ -104,18 +104,6 @@ def test_benchmarks_reach_both_forms(form, monkeypatch):
     assert_close(loss.detach(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("delta", [1e-9, 1e-3, 0.1])
-@pytest.mark.parametrize("score", [-torch.inf, torch.inf, 1e7])
-def test_ties_where_scores_have_no_digits_of_delta(score, delta, dtype):
-    # Five positives and four negatives of one score: a = 1 + 4 / 2, b = 4 / 2, an error of 2 / 5 each.
-    logits = torch.full((9,), score, dtype=dtype, requires_grad=True)
-    loss = rankloss.ap_loss(logits, torch.tensor([1] * 5 + [0] * 4), delta=delta)
-    loss.backward()
-    assert_close(loss, torch.tensor(0.4, dtype=dtype))
-    assert_close(logits.grad, torch.tensor([-0.4 / 5] * 5 + [0.4 / 4] * 4, dtype=dtype))
-
-
 def test_results_do_not_depend_on_what_the_buffers_held():
     logits, labels = batch("random", 2, 37, 3, 11)
     results = []
