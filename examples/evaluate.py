@@ -11,10 +11,11 @@ BATCH_SIZE = 32
 
 
 class Score(NamedTuple):
-    """COCO's mean average precision over IoU 0.50:0.95, and at IoU 0.50."""
+    """COCO's mean average precision over IoU 0.50:0.95, at IoU 0.50 and at IoU 0.75."""
 
     ap: float
     ap50: float
+    ap75: float
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,7 @@ def detect_split(model: Detector, split: Split, device: torch.device) -> list[De
 
 
 def coco_score(detections: list[Detections], split: Split, categories: list[dict]) -> Score:
-    """AP and AP50 against the annotations of the original images."""
+    """AP, AP50 and AP75 against the annotations of the original images."""
     results = []
     for image, scale, found in zip(split.coco["images"], split.scales, detections, strict=True):
         boxes = found.boxes / scale.repeat(2)
@@ -49,4 +50,4 @@ def coco_score(detections: list[Detections], split: Split, categories: list[dict
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return Score(float(evaluation.stats[0]), float(evaluation.stats[1]))
+    return Score(*(float(value) for value in evaluation.stats[:3]))

@@ -25,6 +25,7 @@ from data import InputError, TrainingSet, coco_folder
 from digits import digit_scenes
 from plots import plot_curves, plot_examples
 from recipes import RECIPES
+from results import check_writable
 from training import train
 
 SCENE_SIZE = 128
@@ -78,13 +79,6 @@ def torch_device(text: str) -> torch.device:
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise argparse.ArgumentTypeError(f"cannot use {text!r}: {str(error).splitlines()[0]}") from error
     return torch.device(text)
-
-
-def check_writable(folder: Path) -> None:
-    """Rather before the training than after it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"cannot write to {folder}: {existing} is not a writable folder")
 
 
 @contextlib.contextmanager

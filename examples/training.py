@@ -70,6 +70,7 @@ def train(
         "loss": name,
         "ap": test.ap,
         "ap50": test.ap50,
+        "ap75": test.ap75,
         "seconds": seconds,
         "images_per_second": epochs * num_images / seconds,
         "loss_share": loss_seconds / seconds,

@@ -8,41 +8,13 @@
 Needs torchvision, which ``pip install triton-rankloss[torchvision]`` brings.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
-from .. import (
-    ALRPLoss,
-    APLoss,
-    DRLoss,
-    HarmonicDetectionLoss,
-    IoUBalancedBCELoss,
-    IoUBalancedFocalLoss,
-    IoUBalancedSmoothL1Loss,
-    RankSortLoss,
-)
-from ..boxes import box_iou
-
-_CLASSIFICATION = (APLoss, DRLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
-_WITH_BOXES = (ALRPLoss, RankSortLoss, HarmonicDetectionLoss)
-
-
-class Matches(NamedTuple):
-    """A batch's outputs beside what they should be; the P positives are in row-major order of `labels`."""
-
-    logits: Tensor  # [B, A, C], the anchors of all levels
-    labels: Tensor  # [B, A]; C is background, -1 ignored
-    deltas: Tensor  # [P, 4], as the regression head predicts them
-    target_deltas: Tensor  # [P, 4]
-    boxes: Tensor  # [P, 4], `deltas` decoded: (x1, y1, x2, y2) in pixels of the resized image
-    target_boxes: Tensor  # [P, 4]
-
-
-DetectionLoss = Callable[[Matches], dict[str, Tensor]]
+from .matches import OF_CLASSES, DetectionLoss, Matches, check_losses, detection_parts
 
 
 def use_loss(model: RetinaNet, loss: nn.Module | DetectionLoss, box_loss: nn.Module | None = None) -> RetinaNet:
@@ -68,11 +40,7 @@ def use_loss(model: RetinaNet, loss: nn.Module | DetectionLoss, box_loss: nn.Mod
     """
     if not isinstance(model, RetinaNet):
         raise TypeError(f"model must be a torchvision RetinaNet; got {type(model).__name__}")
-    if isinstance(loss, nn.Module) and not isinstance(loss, (*_CLASSIFICATION, *_WITH_BOXES)):
-        names = ", ".join(kind.__name__ for kind in (*_CLASSIFICATION, *_WITH_BOXES))
-        raise TypeError(f"loss must be one of {names}, or a function of Matches; got {type(loss).__name__}")
-    if box_loss is not None and not isinstance(loss, _CLASSIFICATION):
-        raise ValueError(f"box_loss must be None: {getattr(loss, '__name__', type(loss).__name__)} has its own")
+    check_losses(loss, box_loss)
     model.head = LossHead(model.head, loss, box_loss)
     return model
 
@@ -96,10 +64,8 @@ class LossHead(RetinaNetHead):
     ) -> dict[str, Tensor]:
         """The parts of the loss; RetinaNet calls this with the outputs of all levels, concatenated."""
         matches = match(targets, head_outputs, anchors, matched_idxs, self.regression_head.box_coder)
-        losses = _parts(self.loss, matches)
-        if self.box_loss is not None:
-            losses["bbox_regression"] = _box_part(self.box_loss, matches)
-        elif isinstance(self.loss, _CLASSIFICATION):
+        losses = detection_parts(self.loss, self.box_loss, matches)
+        if isinstance(self.loss, OF_CLASSES) and self.box_loss is None:
             losses["bbox_regression"] = self.regression_head.compute_loss(targets, head_outputs, anchors, matched_idxs)
         return losses
 
@@ -135,33 +101,3 @@ def match(
         box_coder.decode_single(found, positive_anchors),
         boxes,
     )
-
-
-def _parts(loss: nn.Module | DetectionLoss, matches: Matches) -> dict[str, Tensor]:
-    """The parts of `loss`, under torchvision's names where they mean the same."""
-    logits, labels, deltas, target_deltas, boxes, target_boxes = matches
-    if isinstance(loss, (APLoss, DRLoss)):
-        return {"classification": loss(logits, labels)}
-    if isinstance(loss, (IoUBalancedFocalLoss, IoUBalancedBCELoss)):
-        return {"classification": loss(logits, labels, _iou(matches))}
-    if isinstance(loss, ALRPLoss):
-        classification, localization = loss(logits, labels, pred_boxes=boxes, target_boxes=target_boxes)
-        return {"classification": classification, "bbox_regression": localization}
-    if isinstance(loss, RankSortLoss):
-        ranking, sorting, box = loss(logits, labels, pred_boxes=boxes, target_boxes=target_boxes)
-        return {"ranking": ranking, "sorting": sorting, "bbox_regression": box}
-    if isinstance(loss, HarmonicDetectionLoss):
-        return {"detection": loss(logits, labels, boxes, target_boxes, deltas, target_deltas)}
-    return loss(matches)
-
-
-def _box_part(box_loss: nn.Module, matches: Matches) -> Tensor:
-    if isinstance(box_loss, IoUBalancedSmoothL1Loss):
-        return box_loss(matches.deltas, matches.target_deltas, _iou(matches))
-    losses = box_loss(matches.boxes, matches.target_boxes)
-    return losses.sum() / max(1, losses.numel())
-
-
-def _iou(matches: Matches) -> Tensor:
-    with torch.no_grad():
-        return box_iou(matches.boxes, matches.target_boxes)
