@@ -124,7 +124,8 @@ class LitDetector(L.LightningModule):
         self.found = {}
         split = getattr(self.dataset, name)
         score = coco_score([found[index] for index in sorted(found)], split, self.dataset.categories)
-        self.log_dict({f"{name}_{key}": value for key, value in score._asdict().items()}, prog_bar=name == "val")
+        # The same in every process.
+        self.log_dict({f"{name}_{key}": value for key, value in score._asdict().items()}, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> dict:
         """AdamW; the learning rate rises and falls once."""
@@ -148,10 +149,10 @@ def train(loss: str, dataset: Dataset, settings: dict, seed: int, arguments: arg
     L.seed_everything(seed)
     model = LitDetector(loss, dataset, settings)
     data = DetectionData(dataset, arguments.batch_size, seed)
-    folder = arguments.out / f"{loss}-seed{seed}"
+    folder = arguments.out / model_name(arguments) / f"{loss}-seed{seed}"
     timer = Timer()
-    # Not after validation, Lightning's default: `on_train_epoch_end` comes later.
-    checkpoints = ModelCheckpoint(folder, monitor="val_ap", mode="max", save_last=True, save_on_train_epoch_end=True)
+    # With a `monitor`, last.ckpt would be that of the last epoch that was among the best.
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True)
     trainer = L.Trainer(
         max_epochs=arguments.epochs,
         accelerator=arguments.accelerator,
@@ -167,7 +168,14 @@ def train(loss: str, dataset: Dataset, settings: dict, seed: int, arguments: arg
     trainer.fit(model, data, ckpt_path="last")
     (score,) = trainer.test(model, data, verbose=False)
     score = {name.removeprefix("test_"): value for name, value in score.items()}
-    return {"model": "detector", "loss": loss, "seed": seed, **score, "seconds": timer.time_elapsed("train")}
+    return {"model": model_name(arguments), "loss": loss, "seed": seed, **score, "seconds": timer.time_elapsed("train")}
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    """The detector, and what is not the default of how it was trained."""
+    processes = [f"{arguments.devices} processes"] if arguments.devices > 1 else []
+    precision = [arguments.precision] if arguments.precision != "32-true" else []
+    return ", ".join(["detector", *processes, *precision])
 
 
 def make_parser() -> Parser:
@@ -178,7 +186,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--size", type=multiple_of_32, nargs=2, metavar=("W", "H"), default=(256, 192), help="of images"
     )
-    parser.add_argument("--epochs", type=positive_integer, default=8)
+    parser.add_argument("--epochs", type=positive_integer, default=10, help="of all images in both orientations")
     parser.add_argument("--batch-size", type=positive_integer, default=8, help="of all processes together")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--devices", type=positive_integer, default=1, help="processes")
@@ -196,13 +204,14 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {
         "data": dataset.name,
         "size": list(dataset.train.images.shape[:1:-1]),
-        **{name: getattr(arguments, name) for name in ("epochs", "batch_size", "devices", "precision")},
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
     }
     results = Results(arguments.out, ("lightning",), settings)
     losses = RECIPES if "all" in arguments.loss else dict.fromkeys(arguments.loss)
     for seed in dict.fromkeys(arguments.seed):
         for loss in losses:
-            if not results.has("detector", loss, seed):
+            if not results.has(model_name(arguments), loss, seed):
                 rank_zero_only(results.add)(train(loss, dataset, settings, seed, arguments))
     rank_zero_only(print)(table(results.runs))
 
