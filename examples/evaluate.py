@@ -2,20 +2,24 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from data import Split
-from detector import Detections, Detector, detect, make_anchors
+from detector import Detections, Detector, box_iou, detect, make_anchors
 from faster_coco_eval import COCO, COCOeval_faster
+from scipy.stats import spearmanr
 
 BATCH_SIZE = 32
 
 
 class Score(NamedTuple):
-    """COCO's mean average precision over IoU 0.50:0.95, at IoU 0.50 and at IoU 0.75."""
+    """COCO's average precision: over IoU 0.50:0.95, at 0.50, at 0.75, at each of the ten, and of each class."""
 
     ap: float
     ap50: float
     ap75: float
+    by_iou: list[float]
+    by_class: dict[str, float]
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -37,7 +41,7 @@ def detect_split(model: Detector, split: Split, device: torch.device) -> list[De
 
 
 def coco_score(detections: list[Detections], split: Split, categories: list[dict]) -> Score:
-    """AP, AP50 and AP75 against the annotations of the original images."""
+    """Average precision against the annotations of the original images."""
     results = []
     for image, scale, found in zip(split.coco["images"], split.scales, detections, strict=True):
         boxes = found.boxes / scale.repeat(2)
@@ -50,4 +54,25 @@ def coco_score(detections: list[Detections], split: Split, categories: list[dict
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return Score(*(float(value) for value in evaluation.stats[:3]))
+    precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class] over all areas; -1 where nothing is
+    precision = np.where(precision < 0, np.nan, precision)
+    names = (category["name"] for category in categories)
+    return Score(
+        *(float(value) for value in evaluation.stats[:3]),
+        by_iou=np.nanmean(precision, axis=(1, 2)).tolist(),
+        by_class=dict(zip(names, np.nanmean(precision, axis=(0, 1)).tolist(), strict=True)),
+    )
+
+
+def correlation(detections: list[Detections], split: Split) -> float:
+    """Spearman's rank correlation of the score of a detection and its IoU with the nearest true box of its class.
+
+    Of the detections that hit one, at an IoU of 0.5 at least; it tells how well scores say where boxes are good.
+    """
+    scores, ious = [], []
+    for found, boxes, labels in zip(detections, split.boxes, split.labels, strict=True):
+        iou = box_iou(found.boxes, boxes) * (found.labels[:, None] == labels)
+        best = torch.cat((iou, iou.new_zeros(len(iou), 1)), dim=1).amax(1)
+        scores += found.scores[best >= 0.5].tolist()
+        ious += best[best >= 0.5].tolist()
+    return float(spearmanr(scores, ious).statistic)
