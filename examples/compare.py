@@ -43,7 +43,9 @@ def run_one(epochs: int, folder: Path | None, run: Run) -> dict:
     recipe = RECIPES[run.loss.split()[0]](**dict(run.options))
     recipe.learning_rate *= run.learning_rate
     how: dict = {"epochs": epochs, "batch_size": BATCH_SIZE, "seed": run.seed, "device": torch.device("cpu")}
-    key = {"model": run.setting, "loss": run.loss, "seed": run.seed}
+    labels = training_set.labels
+    share = ((labels >= 0) & (labels < len(dataset.categories))).float().mean().item()
+    key = {"model": run.setting, "loss": run.loss, "seed": run.seed, "positive_share": share}
     every = max(1, epochs // POINTS)
     try:
         result, _ = train(run.loss, recipe, dataset, training_set, **how, validate_every=every, quiet=True)
