@@ -13,13 +13,11 @@ BATCH_SIZE = 32
 
 
 class Score(NamedTuple):
-    """COCO's average precision: over IoU 0.50:0.95, at 0.50, at 0.75, at each of the ten, and of each class."""
+    """COCO's mean average precision over IoU 0.50:0.95, at IoU 0.50 and at IoU 0.75."""
 
     ap: float
     ap50: float
     ap75: float
-    by_iou: list[float]
-    by_class: dict[str, float]
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -42,6 +40,24 @@ def detect_split(model: Detector, split: Split, device: torch.device) -> list[De
 
 def coco_score(detections: list[Detections], split: Split, categories: list[dict]) -> Score:
     """Average precision against the annotations of the original images."""
+    return Score(*(float(value) for value in _evaluate(detections, split, categories).stats[:3]))
+
+
+def coco_details(detections: list[Detections], split: Split, categories: list[dict]) -> dict:
+    """The same, and AP at each of the ten IoU thresholds, of each class, and the `correlation` of score and IoU."""
+    evaluation = _evaluate(detections, split, categories)
+    precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class] over all areas; -1 where nothing is
+    precision = np.where(precision < 0, np.nan, precision)
+    names = (category["name"] for category in categories)
+    return {
+        **dict(zip(Score._fields, map(float, evaluation.stats), strict=False)),
+        "by_iou": np.nanmean(precision, axis=(1, 2)).tolist(),
+        "by_class": dict(zip(names, np.nanmean(precision, axis=(0, 1)).tolist(), strict=True)),
+        "correlation": correlation(detections, split),
+    }
+
+
+def _evaluate(detections: list[Detections], split: Split, categories: list[dict]) -> COCOeval_faster:
     results = []
     for image, scale, found in zip(split.coco["images"], split.scales, detections, strict=True):
         boxes = found.boxes / scale.repeat(2)
@@ -54,14 +70,7 @@ def coco_score(detections: list[Detections], split: Split, categories: list[dict
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class] over all areas; -1 where nothing is
-    precision = np.where(precision < 0, np.nan, precision)
-    names = (category["name"] for category in categories)
-    return Score(
-        *(float(value) for value in evaluation.stats[:3]),
-        by_iou=np.nanmean(precision, axis=(1, 2)).tolist(),
-        by_class=dict(zip(names, np.nanmean(precision, axis=(0, 1)).tolist(), strict=True)),
-    )
+    return evaluation
 
 
 def correlation(detections: list[Detections], split: Split) -> float:

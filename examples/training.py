@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from data import Batch, Dataset, TrainingSet
 from detector import Detections, Detector, decode, encode, make_anchors
-from evaluate import coco_score, correlation, detect_split, normalize
+from evaluate import coco_details, coco_score, detect_split, normalize
 from recipes import Matches, Recipe
 from torch import Tensor
 from tqdm import tqdm
@@ -78,8 +78,7 @@ def train(
     detections = detect_split(model, dataset.test, device)
     result = {
         "loss": name,
-        **coco_score(detections, dataset.test, dataset.categories)._asdict(),
-        "correlation": correlation(detections, dataset.test),
+        **coco_details(detections, dataset.test, dataset.categories),
         "seconds": seconds,
         "images_per_second": epochs * num_images / seconds,
         "loss_share": loss_seconds / seconds,
