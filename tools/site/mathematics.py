@@ -1,0 +1,39 @@
+"""Mathematics as pictures: LaTeX becomes SVG while the site is built, so that readers need no script and no font."""
+
+import html
+import re
+from functools import cache
+
+import ziamath
+
+# What pymdownx.arithmatex leaves of $...$ and $$...$$.
+INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', flags=re.DOTALL)
+DISPLAY = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', flags=re.DOTALL)
+BOX = re.compile(r'^<svg (.*?) ?width="[^"]*" height="[^"]*" viewBox="\S+ (\S+) (\S+) (\S+)"')
+SIZE = 16.0  # of the text around it, in the units of the SVG
+
+ziamath.config.svg2 = False  # no <symbol>: those of two formulas would have the same name
+ziamath.config.precision = 2
+
+
+def draw_all(page: str) -> str:
+    """The HTML of a page with all its mathematics drawn."""
+    page = DISPLAY.sub(lambda match: f'<div class="equation">{draw(_latex(match[1]), inline=False)}</div>', page)
+    return INLINE.sub(lambda match: draw(_latex(match[1]), inline=True), page)
+
+
+@cache
+def draw(latex: str, inline: bool) -> str:
+    """An <svg> in the colour and size of the text around it, its line on the line of the text."""
+    svg = ziamath.Latex(latex, size=SIZE, inline=inline).svg().replace('fill="black"', 'fill="currentColor"')
+    box = BOX.match(svg)
+    if box is None:
+        raise ValueError(f"ziamath writes its <svg> in another way: {svg[:200]}")
+    top, width, height = (float(number) / SIZE for number in box.groups()[1:])
+    style = f"width:{width:.2f}em;height:{height:.2f}em;vertical-align:{-(top + height):.2f}em"
+    label = html.escape(latex)
+    return svg.replace("<svg ", f'<svg class="math" role="img" aria-label="{label}" style="{style}" ', 1)
+
+
+def _latex(escaped: str) -> str:
+    return " ".join(html.unescape(escaped).split())
