@@ -1,8 +1,6 @@
 """Colours of the figures, for pages that are light and pages that are dark."""
 
-import re
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
-
-
-# Hundredths of a point are enough for a place: a third of the file is gone.
-DIGITS = re.compile(r'(?<=\d\.\d\d)\d+(?=[ "])')
 
 
 class Theme(NamedTuple):
@@ -50,7 +44,5 @@ def save(draw: Callable[[Theme], Figure], name: str, folder: Path = FOLDER) -> N
             figure = draw(theme)
             for axes in figure.axes:
                 style(axes, theme)
-            svg = StringIO()
-            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-            (folder / f"{name}-{theme_name}.svg").write_text(DIGITS.sub("", svg.getvalue()))
+            figure.savefig(folder / f"{name}-{theme_name}.svg", transparent=True, metadata={"Date": None})
             plt.close(figure)
