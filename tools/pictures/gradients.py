@@ -57,10 +57,10 @@ def draw_one(name: str, theme: Theme) -> Figure:
 
 def draw_all(theme: Theme) -> Figure:
     """All side by side."""
-    figure, panels = plt.subplots(2, 4, figsize=(12, 4.8), layout="constrained", sharex=True)
+    figure, panels = plt.subplots(2, 4, figsize=(9.6, 4.6), layout="constrained", sharex=True)
     for axes, name in zip(panels.flat, OVERVIEW, strict=True):
         draw_push(axes, name, theme, 10)
-        axes.texts[0].set_fontsize(9)
+        axes.texts[0].set_fontsize(8)
     for axes in panels[1]:
         axes.set_xlabel("logit")
     return figure
