@@ -17,10 +17,11 @@ MEASURED = (*ROOT.glob("bench/results/*/README.md"), *ROOT.glob("examples/result
 OUTSIDE = {
     ROOT / "CONTRIBUTING.md": "contributing.md",
     ROOT / "CHANGELOG.md": "changelog.md",
+    **{page: f"measured/{page.parent.name}.md" for page in MEASURED},
     **{
-        path: f"measured/{path.parent.name}/{path.name}"
+        picture: f"measured/{picture.parent.name}/{picture.name}"
         for page in MEASURED
-        for path in (page, *page.parent.glob("*.png"))
+        for picture in page.parent.glob("*.png")
     },
 }
 LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"')

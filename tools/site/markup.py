@@ -48,9 +48,11 @@ def _rewrite(text: str, source: Path, places: Mapping[Path, str], root: Path) ->
 
 
 def _link(match: re.Match[str], source: Path, places: Mapping[Path, str], root: Path) -> str:
-    """A link to what the site holds leads there; any other becomes the name of the file."""
+    """A link to what the site holds leads there, one to any other file becomes its name."""
     image, text, target, anchor = match[1], match[2], match[3], match[4] or ""
     path = (source.parent / target).resolve()
+    if not path.exists():
+        return match[0]  # MkDocs will warn
     if path in places:
         return f"{image}[{text}]({os.path.relpath(places[path], os.path.dirname(places[source]) or '.')}{anchor})"
     bare, name = text.replace("`", ""), path.relative_to(root).as_posix()

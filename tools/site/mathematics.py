@@ -4,6 +4,7 @@ import html
 import re
 from functools import cache
 
+import latex2mathml.converter
 import ziamath
 
 # What pymdownx.arithmatex leaves of $...$, here with the mark that must stay beside it, and of $$...$$.
@@ -28,6 +29,8 @@ def draw_all(page: str) -> str:
 def draw(latex: str, inline: bool) -> str:
     """An <svg> in the colour and size of the text around it, its line on the line of the text."""
     svg = ziamath.Latex(latex, size=SIZE, inline=inline).svg().replace('fill="black"', 'fill="currentColor"')
+    if "\\" in latex2mathml.converter.convert(latex):
+        raise ValueError(f"not all of this is understood: {latex}")
     box = BOX.match(svg)
     if box is None:
         raise ValueError(f"ziamath writes its <svg> in another way: {svg[:200]}")
