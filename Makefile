@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_example.py tests/test_compare.py tests/test_results.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py \
-	tests/test_notebooks.py tests/test_pages.py tests/test_site.py, $(wildcard tests/test_*.py))
+	tests/test_notebooks.py tests/test_pages.py tests/test_pictures.py tests/test_site.py, $(wildcard tests/test_*.py))
 
 .PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers lint bench bench-host bench-compare gpu clean
 
