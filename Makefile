@@ -5,15 +5,20 @@ BIN := $(VENV)/bin
 
 # Two processes of one thread each are faster here than one of two, and the slowest file bounds the time.
 PARALLEL := -n 2 --dist loadfile
-KERNEL_TESTS := $(filter-out tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
-	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
+KERNEL_TESTS := $(filter-out tests/test_example.py tests/test_compare.py tests/test_results.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
+	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py \
+	tests/test_notebooks.py tests/test_pages.py tests/test_pictures.py tests/test_site.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host bench-compare gpu clean
+.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
 
 test: test-installed test-interpreted
+
+# The pages as a site, out/site/index.html.
+docs: .venv-docs/installed
+	.venv-docs/bin/python -m mkdocs build --strict
 
 # On a GPU, where there is one.
 test-installed: $(VENV)/installed
@@ -85,6 +90,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-lightning
 	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,lightning]'
+	touch $@
+
+# Neither torch nor this package: docstrings are read, not imported.
+.venv-docs/installed: tools/site/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --requirement tools/site/requirements.txt
 	touch $@
 
 clean:

@@ -28,6 +28,7 @@ GRACE = 15.0  # seconds between asking a step to stop, which lets it write what 
 # Tests of things that are the same with a GPU.
 OFF_GPU = ("ahead_of_time", "bench", "bench_peers", "cli", "distributed", "example", "readme")
 OFF_GPU += ("torchvision", "transformers")
+OFF_GPU += ("notebooks", "pages", "pictures", "site")
 
 
 class Step(NamedTuple):

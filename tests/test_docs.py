@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LEVELS = ((4, 4), (2, 2))
 IMAGES, ANCHORS, CLASSES = 2, 3, 5
 
@@ -23,10 +23,10 @@ def snippets(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_snippets_compile_and_links_lead_somewhere(page):
     text = page.read_text()
-    for snippet in snippets(page.name):
+    for snippet in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         compile(snippet, page.name, "exec")
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     images = re.findall(r'src(?:set)?="(?!http)([^"]+)"', text)
@@ -40,7 +40,7 @@ def test_the_tree_of_the_architecture_page_holds_every_file():
         folder: sorted(re.findall(r"^  (\S+)", files, flags=re.MULTILINE))
         for folder, files in re.findall(r"^(\S+/)\n((?:  .*\n)+)", tree, flags=re.MULTILINE)
     }
-    assert len(listed) == 8
+    assert len(listed) == 10
     assert listed == {
         folder: sorted(file.name for file in (ROOT / folder).glob("*.py") if not file.name.startswith("__"))
         for folder in listed

@@ -1,11 +1,11 @@
 """Count, b_i = sum_j H(n_j - p_i), in the cheaper of two forms: bins.py or pairs.py.
 
-Instructions of a warp for 256 logits, counted in the code compiled for sm_90 (not yet measured on a GPU):
-    bins     260; where scores are spread over the kinks 530 to 760, with an atomic addition for each relevant negative
-    pairs    525, and 16 |P| for as many negatives that are spread over the kinks
-By these, bins are far ahead where negatives share a bin, and pairs ahead by little for few positives where none do. The
-atomic additions are what no count can price: should a GPU be slow at them, MAX_POSITIVES_OF_PAIRS is the one number to
-change; `make gpu` measures both.
+Instructions of a warp for 256 logits, counted in PTX for sm_90 (not yet measured on a GPU):
+    bins     200; 490 where 1 % of the negatives matter, 570 to 670 where all do, one at a time
+    pairs    1450 where all share a bin; 1590 to 1730 where all matter, with eight and with four positives
+By these, bins are ahead everywhere. What no count can price is their atomic additions, which fall on the fewest
+addresses where positives are fewest: up to four, pairs stay until a GPU has decided. `make gpu` measures both forms;
+MAX_POSITIVES_OF_PAIRS is the one number to change.
 """
 
 import torch

@@ -1,0 +1,1 @@
+"""The pictures of the pages about losses, drawn from the losses themselves."""

@@ -1,0 +1,1 @@
+"""What the site of `make docs` adds to MkDocs."""
