@@ -9,7 +9,7 @@ KERNEL_TESTS := $(filter-out tests/test_example.py tests/test_compare.py tests/t
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py \
 	tests/test_notebooks.py tests/test_pages.py tests/test_pictures.py tests/test_site.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers lint bench bench-host bench-compare gpu clean
+.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -40,6 +40,9 @@ test-torchvision: .venv-torchvision/installed
 
 test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py
+
+test-lightning: .venv-lightning/installed
+	.venv-lightning/bin/python -m pytest tests/test_lightning.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -81,6 +84,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-transformers
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,transformers]'
+	touch $@
+
+.venv-lightning/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lightning
+	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,lightning]'
 	touch $@
 
 # Neither torch nor this package: docstrings are read, not imported.

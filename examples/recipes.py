@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 import triton_rankloss as rankloss
 
@@ -28,6 +29,12 @@ class Recipe(nn.Module):
 
     def end_epoch(self) -> None:
         """Called after every epoch, for losses that balance their parts by epoch."""
+
+    def span(self, group: ProcessGroup) -> None:
+        """Let every loss that can rank or sum over the batches of all processes do so."""
+        for loss in self.modules():
+            if hasattr(loss, "group"):
+                loss.group = group
 
 
 def giou(matches: Matches) -> Tensor:
@@ -107,20 +114,29 @@ class DR(Recipe):
     learning_rate = 2e-3
     prior = 0.3
 
+    def __init__(self):
+        super().__init__()
+        self.loss = rankloss.DRLoss(per_image=True)
+
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
-        return {"class": rankloss.dr_loss(matches.logits, matches.labels, per_image=True), "box": giou(matches)}
+        return {"class": self.loss(matches.logits, matches.labels), "box": giou(matches)}
 
 
 class IoUBalanced(Recipe):
     """IoU-balanced focal loss, and smooth L1 on the deltas balanced likewise."""
 
+    def __init__(self):
+        super().__init__()
+        self.loss = rankloss.IoUBalancedFocalLoss()
+        self.box_loss = rankloss.IoUBalancedSmoothL1Loss()
+
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
         boxes = {"pred_boxes": matches.boxes, "target_boxes": matches.target_boxes}
         return {
-            "class": rankloss.iou_balanced_focal_loss(matches.logits, matches.labels, **boxes),
-            "box": rankloss.iou_balanced_smooth_l1_loss(matches.deltas, matches.target_deltas, **boxes),
+            "class": self.loss(matches.logits, matches.labels, **boxes),
+            "box": self.box_loss(matches.deltas, matches.target_deltas, **boxes),
         }
 
 

@@ -43,7 +43,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     num_images = len(training_set.images)
     steps = epochs * math.ceil(num_images / batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step / steps))
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.cat(make_anchors(*training_set.images.shape[-2:])).to(device)
 
@@ -108,7 +108,8 @@ def match(logits: Tensor, deltas: Tensor, batch: Batch, anchors: Tensor) -> Matc
     return Matches(logits, batch.labels, deltas, encode(own, boxes), decode(own, deltas), boxes)
 
 
-def _learning_rate_factor(progress: float) -> float:
+def learning_rate_factor(progress: float) -> float:
+    """Of the learning rate, at this share of the steps."""
     if progress < WARM_UP:
         return (progress + 0.01) / (WARM_UP + 0.01)
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
