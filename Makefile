@@ -56,6 +56,7 @@ package: .venv-package/installed
 	cd .venv-wheel && bin/python -m triton_rankloss info | grep 'triton  *not installed'
 	cd .venv-wheel && bin/python ../tests/user_code.py
 	cd .venv-wheel && ../.venv-package/bin/mypy --strict --config-file= --python-executable bin/python ../tests/user_code.py
+	echo '{}' > .venv-wheel/pyrightconfig.json  # pyright would find the configuration of the checkout, and so the checkout
 	cd .venv-wheel && ../.venv-package/bin/pyright --pythonpath bin/python ../tests/user_code.py
 	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	.venv-wheel/bin/python -m pip check

@@ -12,7 +12,8 @@ import triton_rankloss as rankloss
 
 
 def update(criterion: rankloss.RankSortLoss, logits: Tensor, labels: Tensor, boxes: Tensor, targets: Tensor) -> float:
-    losses = criterion(logits, labels, pred_boxes=boxes, target_boxes=targets)
+    # PyTorch types what a module returns as Any.
+    losses: rankloss.RankSortBoxLosses = criterion(logits, labels, pred_boxes=boxes, target_boxes=targets)
     total = sum(losses, torch.zeros(()))
     torch.autograd.backward(total)
     return total.item()
@@ -36,7 +37,7 @@ def main() -> None:
     assert_type(loss, Tensor)
     assert_type(rankloss.ranking_statistics(loss), rankloss.RankingStatistics)
     assert_type(rankloss.rank_sort_loss(logits, labels, torch.rand(10)), rankloss.RankSortLosses)
-    assert_type(rankloss.HarmonicLoss()(torch.rand(4), torch.rand(4)), Tensor)
+    assert_type(rankloss.harmonic_loss(torch.rand(4), torch.rand(4)), Tensor)
     print(f"{update(rankloss.RankSortLoss(), logits, labels, boxes, targets):.4f}")
     for leaf in (logits, boxes):
         if leaf.grad is None or not leaf.grad.abs().sum() > 0:
