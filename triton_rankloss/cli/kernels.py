@@ -59,9 +59,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise ValueError("Triton is not installed: there are no kernels to compile.")
     from . import launches
 
-    archs = options.arch or [launches.local_arch()]
-    if archs == ["all"]:
-        archs = list(ARCHITECTURES)
+    named = options.arch or [launches.local_arch()]
+    archs = [arch for name in named for arch in (ARCHITECTURES if name == "all" else (name,))]
     if archs == [None]:
         raise ValueError("No GPU here: name an architecture, for instance --arch sm_90.")
     targets = {arch: launches.target_of(arch) for arch in archs}
