@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 
 # Two processes of one thread each are faster here than one of two, and the slowest file bounds the time.
 PARALLEL := -n 2 --dist loadfile
-KERNEL_TESTS := $(filter-out tests/test_example.py tests/test_compare.py tests/test_results.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
-	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py \
-	tests/test_notebooks.py tests/test_pages.py tests/test_pictures.py tests/test_site.py, $(wildcard tests/test_*.py))
+NOT_OF_KERNELS := ahead_of_time bench bench_peers cli compare example notebooks package pages pictures readme repository results site
+KERNEL_TESTS := $(filter-out $(NOT_OF_KERNELS:%=tests/test_%.py), $(wildcard tests/test_*.py))
 
-.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host bench-compare gpu clean
+.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host \
+	bench-compare gpu kernels package clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -43,6 +43,32 @@ test-transformers: .venv-transformers/installed
 
 test-lightning: .venv-lightning/installed
 	.venv-lightning/bin/python -m pytest tests/test_lightning.py
+
+# Every kernel, in all its forms and dtypes, for every architecture, into docs/architectures.json. Takes long.
+kernels: $(VENV)/installed
+	mkdir -p out
+	$(BIN)/python -m triton_rankloss kernels --arch all --json out/kernels.json
+	$(BIN)/python -m tools.architectures out/kernels.json
+
+# Wheel and sdist; then the wheel in an environment that holds nothing else, first without Triton, then with all it asks
+# for. Commands run in the folder of that environment, from where the checkout is not importable.
+package: .venv-package/installed
+	rm -rf dist .venv-wheel
+	.venv-package/bin/python -m build
+	.venv-package/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-wheel/bin/python -m pip uninstall --quiet --yes triton
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt numpy
+	.venv-wheel/bin/python -m pip install --quiet --no-deps dist/*.whl
+	cd .venv-wheel && bin/python -m triton_rankloss info | grep 'triton  *not installed'
+	cd .venv-wheel && bin/python ../tests/user_code.py
+	cd .venv-wheel && ../.venv-package/bin/mypy --strict --config-file= --python-executable bin/python ../tests/user_code.py
+	echo '{}' > .venv-wheel/pyrightconfig.json  # pyright would find the configuration of the checkout, and so the checkout
+	cd .venv-wheel && ../.venv-package/bin/pyright --pythonpath bin/python ../tests/user_code.py
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	.venv-wheel/bin/python -m pip check
+	cd .venv-wheel && bin/python -m triton_rankloss check --device cpu --size tiny
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -96,6 +122,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 .venv-docs/installed: tools/site/requirements.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --requirement tools/site/requirements.txt
+	touch $@
+
+.venv-package/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet --constraint constraints.txt build mypy 'pyright[nodejs]' twine
 	touch $@
 
 clean:

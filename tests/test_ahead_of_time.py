@@ -11,13 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from triton_rankloss.cli.architectures import ARCHITECTURES
+
 pytest.importorskip("triton")
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+ONE_LOSS = tuple(arch for arch in ARCHITECTURES if arch not in ARCHS)  # `make kernels` compiles all losses for these
 KERNELS = ("triton_rankloss", "kernels", "--quick")
+
+
+def arch_options(archs):
+    return [option for arch in archs for option in ("--arch", arch)]
+
+
 COMMANDS = {
     "two": (*KERNELS, "--arch", "sm_80", "--arch", "sm_90"),
     "others": (*KERNELS, "--arch", "sm_100", "--arch", "gfx942"),
+    "one loss": (*KERNELS, *arch_options(ONE_LOSS), "--loss", "ap_loss"),
     "float64": (*KERNELS, "--arch", "sm_90", "--dtype", "float64", "--loss", "ap_loss", "--loss", "rank_sort_loss"),
     "loops": ("tools.machine_code", "--quick", "--arch", "sm_90", "--loss", "ap_loss"),
 }
@@ -44,7 +54,7 @@ def tables(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, "float64"])
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "float64"])
 def test_every_kernel_compiles_without_a_spill(tables, arch):
     rows = tables[arch]["kernels"]
     assert rows

@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 import triton_rankloss as rankloss
-from triton_rankloss.__main__ import main
+from triton_rankloss.__main__ import COMMANDS, main, parser_of_commands
 from triton_rankloss.cli import check as checking
+from triton_rankloss.cli.advice import GPU, Machine, advice
 from triton_rankloss.cli.cases import FORMS, SIZES, Case, cases
 from triton_rankloss.cli.operators import launcher, operators
 
@@ -25,6 +28,13 @@ LOSSES = {name for name, value in vars(rankloss).items() if inspect.isfunction(v
 
 def test_every_public_loss_has_a_case():
     assert {case.loss for form in FORMS for case in cases(form, SIZES["tiny"], CPU)} == LOSSES
+
+
+def test_help_shows_an_example_of_every_command(capsys):
+    assert main([]) == 0
+    examples = re.findall(r"^  python -m triton_rankloss (.*?) +# ", capsys.readouterr().out, flags=re.MULTILINE)
+    parsed = [parser_of_commands().parse_args(shlex.split(example)) for example in examples]
+    assert {options.command for options in parsed} == set(COMMANDS)
 
 
 def test_info_lists_every_loss_with_what_it_runs_on(capsys):
@@ -53,9 +63,64 @@ def test_check_passes_and_writes_its_rows(tmp_path, capsys):
     assert "3 PASS, 0 FAIL" in capsys.readouterr().out
 
 
-def test_check_refuses_an_unknown_loss(capsys):
-    assert main(["check", "--device", "cpu", "--size", "tiny", "--loss", "lap_loss"]) == 2
-    assert "lap_loss" in capsys.readouterr().err
+def test_check_ends_with_one_line_for_an_issue(monkeypatch, capsys):
+    monkeypatch.setitem(checking.TOLERANCE, torch.bfloat16, -1.0)  # more than any error, however small
+    assert main(["check", "--device", "cpu", "--size", "tiny", "--loss", "harmonic_loss"]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    for part in (f"triton_rankloss {rankloss.__version__} ", f"torch {torch.__version__} ", "cpu ", "2 PASS, 1 FAIL"):
+        assert part in line
+    assert line.endswith("| harmonic_loss bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "--loss", "lap_loss"), "no such loss: lap_loss; there are alrp_loss, ap_loss"),
+        (("kernels", "--loss", "lap_loss"), "no such loss: lap_loss"),
+        (("check", "--device", "gpu"), "'gpu' cannot be used"),
+        (("check", "--device", "meta"), "'meta' cannot be used"),
+        (("check", "--device", "cuda:99"), "'cuda:99' cannot be used"),
+        (("check", "--json", "no_such_folder/rows.json"), "the folder it should be in does not exist"),
+        (("kernels", "--json", "."), "is a folder"),
+    ],
+)
+def test_wrong_values_of_options_are_refused_before_any_work(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+WORKING = Machine("Linux", "2.13.0+cu130", "CUDA 13.0", (GPU("cuda:0 (L4)", (8, 9)),), triton=True, compiler=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "messages"),
+    [
+        (WORKING, []),
+        (WORKING._replace(runtime="HIP 7.0", gpus=(GPU("cuda:0 (MI300X)", None),)), []),
+        (WORKING._replace(triton=False), ["pip install 'triton>=3.2'"]),
+        (WORKING._replace(torch="2.13.0+cpu", runtime=None, gpus=()), ["2.13.0+cpu is a build for CPUs"]),
+        (WORKING._replace(runtime=None, gpus=(), triton=False), ["a build for CPUs", "pip install 'triton>=3.2'"]),
+        (WORKING._replace(gpus=()), ["Does nvidia-smi list one? Does CUDA_VISIBLE_DEVICES hide it?"]),
+        (WORKING._replace(runtime="HIP 7.0", gpus=()), ["Does rocm-smi list one? Does HIP_VISIBLE_DEVICES hide it?"]),
+        (WORKING._replace(gpus=(GPU("cuda:0 (T4)", (7, 5)),)), ["capability 7.5: Triton promises 8.0 and newer"]),
+        (WORKING._replace(gpus=(GPU("cuda:0 (P100)", (6, 0)),)), ["capability 6.0: the kernels are made for 7.5"]),
+        (WORKING._replace(compiler=False), ["install gcc or clang"]),
+        (WORKING._replace(system="Windows", triton=False), ["WSL 2"]),
+        (WORKING._replace(system="Darwin", runtime=None, gpus=(), triton=False), ["on Darwin the reference runs."]),
+    ],
+)
+def test_info_says_what_keeps_kernels_from_running(machine, messages):
+    found = advice(machine)
+    assert len(found) == len(messages)
+    assert all(message in hint for message, hint in zip(messages, found, strict=True))
+
+
+def test_info_prints_advice_where_there_is_no_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["info"]) == 0
+    assert "\nFor the kernels to run on a GPU:\n- PyTorch" in capsys.readouterr().out
 
 
 def row_of(call, leaf=None):

@@ -80,6 +80,17 @@ def test_the_loss_that_contributing_adds():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_deprecated_function_warns_and_compiles():
+    names: dict = {}
+    exec(snippets("stability.md")[0], names)
+    logits, labels = torch.randn(2, 5, 3), torch.tensor([[0, 3, 3, -1, 2], [1, 3, -1, 3, 0]])
+    with pytest.warns(FutureWarning, match="goes in 0.4") as warned:
+        found = names["average_precision_loss"](logits, labels)
+    assert warned[0].filename == __file__
+    compiled = torch.compile(names["average_precision_loss"], backend="eager", fullgraph=True)
+    assert torch.equal(compiled(logits, labels), found)
+
+
 def stand_in(monkeypatch, name: str, **contents) -> None:
     module = ModuleType(name)
     module.__dict__.update(contents)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from math import floor, isfinite, log2
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import arguments
 from .cases import FORMS, SIZES, Case, cases
-from .info import device_name
+from .info import device_name, versions
 from .operators import implementation, interpreted, on_reference, operators_of
 
 # Of errors relative to the largest entry: sums of many float32 terms, and rounding of the gradient to its dtype, which
@@ -48,15 +48,15 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where, how large, and where to."""
-    parser.add_argument("--device", help="default: the GPU, if there is one")
+    parser.add_argument("--device", type=arguments.device, help="default: the GPU, if there is one")
     parser.add_argument("--size", choices=SIZES, help="default: real on a GPU, tiny for the interpreter, else small")
-    parser.add_argument("--loss", action="append", help="only this one; may be repeated")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--loss", type=arguments.loss, action="append", help="only this one; may be repeated")
+    parser.add_argument("--json", type=arguments.output_file, help="write the rows to this file")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for every check; returns the exit code, 1 if one failed."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_kernels = device.type == "cpu" and interpreted()
     size = options.size or ("real" if device.type == "cuda" else "tiny" if on_kernels else "small")
     print(f"{device_name(device)}, torch {torch.__version__}, size {size}: {SIZES[size]._asdict()}")
@@ -71,9 +71,6 @@ def run(options: argparse.Namespace) -> int:
     plan = [(form, dtype) for form in FORMS for dtype in TOLERANCE]
     used = {(c.loss, c.variant): operators_of(c) for form in FORMS for c in cases(form, SIZES["tiny"], _CPU)}
     wanted = set(options.loss or [])
-    if unknown := wanted - {loss for loss, _ in used}:
-        print(f"no such loss: {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
     rows: list[Row] = []
     try:
         for form, dtype in _progress(plan):
@@ -85,9 +82,17 @@ def run(options: argparse.Namespace) -> int:
         if options.json is not None:
             machine = {"device": device_name(device), "torch": torch.__version__, "size": size}
             options.json.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    counts = {status: sum(row.status == status for row in rows) for status in ("PASS", "FAIL", "SKIP")}
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    return 1 if counts["FAIL"] else 0
+    print(f"For an issue, all in one line:\n{summary(rows, device, size)}")
+    return 1 if any(row.status == "FAIL" for row in rows) else 0
+
+
+def summary(rows: list[Row], device: torch.device, size: str) -> str:
+    """Versions, device and outcome in one line."""
+    counts = [f"{sum(row.status == status for row in rows)} {status}" for status in ("PASS", "FAIL", "SKIP")]
+    failed = sorted({f"{row.loss} {row.dtype}" for row in rows if row.status == "FAIL"})
+    runs_on = sorted({row.implementation for row in rows})
+    where = [f"{device} {device_name(device)}", f"size {size}", " and ".join(runs_on), ", ".join(counts)]
+    return " | ".join([*(f"{name} {value}" for name, value in versions().items()), *where, *failed])
 
 
 _CPU = torch.device("cpu")

@@ -1,12 +1,13 @@
-"""Versions, devices, and which implementation each loss uses on each of them."""
+"""Versions, devices, which implementation each loss uses on each of them, and what to do where kernels will not run."""
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions, version
 
 import torch
 
 from .. import __version__
+from .advice import advice, gpu_runtime, this_machine
 from .cases import FORMS, SIZES, cases
 from .operators import implementation, interpreted, operators_of
 
@@ -18,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print everything; returns the exit code."""
     for name, value in versions().items():
-        print(f"{name:12} {value}")
+        print(f"{name:15} {value}")
     if interpreted():
         print("TRITON_INTERPRET=1: kernels are interpreted, on the CPU")
     found = devices()
     for device in found:
-        print(f"{device!s:12} {device_name(device)}")
+        print(f"{device!s:15} {device_name(device)}")
     print()
     used: dict[str, set] = {}
     for form in FORMS:
@@ -35,22 +36,23 @@ def run(options: argparse.Namespace) -> int:
     for loss, operators in used.items():
         kinds = (implementation(list(operators), device).ljust(w) for device, w in columns.items())
         print(loss.ljust(width) + "".join(kinds).rstrip())
+    if hints := advice(this_machine()):
+        print("\nFor the kernels to run on a GPU:")
+        print("\n".join(f"- {hint}" for hint in hints))
     return 0
 
 
 def versions() -> dict[str, str]:
     """Of this package and of what it runs on."""
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "not installed: the reference runs everywhere"
-    gpu = torch.version.hip or torch.version.cuda
+    # AMD's builds of PyTorch bring Triton under another name.
+    triton = [f"{name} {version(name)}" for name in packages_distributions().get("triton", [])]
     return {
-        "package": __version__,
+        "triton_rankloss": __version__,
         "torch": torch.__version__,
-        "triton": triton,
+        "triton": ", ".join(triton).removeprefix("triton ") or "not installed",
         "python": platform.python_version(),
-        "GPU runtime": f"{'HIP' if torch.version.hip else 'CUDA'} {gpu}" if gpu else "none",
+        "system": f"{platform.system()} {platform.machine()}",
+        "GPU runtime": gpu_runtime() or "none",
     }
 
 

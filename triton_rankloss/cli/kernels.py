@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from . import arguments
+from .architectures import ARCHITECTURES
 from .cases import FORMS, Case, Form, Size, cases
 from .operators import interpreted
 
@@ -31,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         action="append",
-        help="sm_80, sm_90, sm_100, gfx942, ...; may be repeated; default: this machine's GPU",
+        help=f"{', '.join(ARCHITECTURES)}, or all of these; may be repeated; default: this machine's GPU",
     )
     parser.add_argument("--quick", action="store_true", help="of the forms of targets, scopes and steps the usual ones")
     parser.add_argument(
         "--dtype", action="append", choices=DTYPES, help="may be repeated; default: all, quick: float32"
     )
-    parser.add_argument("--loss", action="append", help="only this one; may be repeated")
-    parser.add_argument("--json", type=Path, help="write the tables to this file")
+    parser.add_argument("--loss", type=arguments.loss, action="append", help="only this one; may be repeated")
+    parser.add_argument("--json", type=arguments.output_file, help="write the tables to this file")
 
 
 class Plan(NamedTuple):
@@ -58,7 +59,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise ValueError("Triton is not installed: there are no kernels to compile.")
     from . import launches
 
-    archs = options.arch or [launches.local_arch()]
+    named = options.arch or [launches.local_arch()]
+    archs = [arch for name in named for arch in (ARCHITECTURES if name == "all" else (name,))]
     if archs == [None]:
         raise ValueError("No GPU here: name an architecture, for instance --arch sm_90.")
     targets = {arch: launches.target_of(arch) for arch in archs}

@@ -14,6 +14,7 @@ scope are whole, and read and written without a mask: 16 bytes at a time in ever
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 
@@ -124,6 +125,11 @@ def index_type(scopes: Scopes) -> tl.dtype:
     return tl.int32 if scopes.num_candidates <= 2**31 - LARGEST_BLOCK else tl.int64
 
 
+def num_warps_of(dtype: torch.dtype) -> int:
+    """For a block of logits: with 16 float64 in each of 32 lanes, kernels for gfx1100 spill."""
+    return 2 * NUM_WARPS if dtype == torch.float64 else NUM_WARPS
+
+
 def block_arguments(scopes: Scopes) -> dict[str, object]:
     """The arguments of kernels that read blocks of candidates."""
     return {
@@ -131,7 +137,7 @@ def block_arguments(scopes: Scopes) -> dict[str, object]:
         "INDEX": index_type(scopes),
         "BLOCK": BLOCK,
         "PART": PART,
-        "num_warps": NUM_WARPS,
+        "num_warps": num_warps_of(scopes.logits.dtype),
         **scopes.arguments(),
     }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...dtypes import result_dtype
 from ..arithmetic import clamp_infinities, exponential, number
+from ..blocks import num_warps_of
 from ..candidates import TRITON_DTYPE, scopes_of
 from ..grid import cdiv
 from .focal import focal_slope, power_of
@@ -237,6 +238,7 @@ def _launch(
     grad_iou = torch.empty_like(iou, memory_format=torch.contiguous_format)
     if iou.numel() > 0:
         tile = tile_of(logits.shape[-1] if logits.dim() > 1 else 1)
+        dtype = result_dtype(logits, iou)
         _gradient_kernel[cdiv(iou.numel(), tile["ROWS"]),](
             logits.contiguous(),
             positions_ptr=positions.contiguous(),
@@ -246,8 +248,8 @@ def _launch(
             num_positives=iou.numel(),
             margin=margin,
             SOFTMAX=activation == "softmax",
-            COMPUTE=TRITON_DTYPE[result_dtype(logits, iou)],
+            COMPUTE=TRITON_DTYPE[dtype],
             **arguments,
-            **tile,
+            **tile | {"num_warps": tile["num_warps"] * num_warps_of(dtype)},
         )
     return grad_iou
