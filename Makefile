@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers lint bench bench-host bench-compare gpu clean
+.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers test-ultralytics lint bench bench-host bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -35,6 +35,9 @@ test-torchvision: .venv-torchvision/installed
 
 test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py
+
+test-ultralytics: .venv-ultralytics/installed
+	.venv-ultralytics/bin/python -m pytest tests/test_ultralytics.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -76,6 +79,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-transformers
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,transformers]'
+	touch $@
+
+.venv-ultralytics/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ultralytics
+	.venv-ultralytics/bin/python -m pip install --quiet 'torch===2.13.0' torchvision==0.28.0
+	.venv-ultralytics/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,ultralytics]'
 	touch $@
 
 clean:

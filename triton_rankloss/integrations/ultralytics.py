@@ -1,0 +1,96 @@
+"""Ultralytics' YOLO detectors trained with a ranking loss in place of binary cross-entropy.
+
+    model = YOLO("yolov8n.yaml")
+    use_loss(model, rankloss.RankSortLoss())
+    model.train(data="coco8.yaml")
+
+Assignment and box losses stay those of the criterion, as do all classes: a checkpoint holds nothing of this package and
+loads without it. Needs ultralytics, which ``pip install triton-rankloss[ultralytics]`` brings.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.torch_utils import unwrap_model
+
+from .. import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
+
+ClassLoss = Callable[[Tensor, Tensor], Tensor]
+_LOSSES = (APLoss, DRLoss, RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
+
+
+def use_loss(model: YOLO, loss: nn.Module | ClassLoss) -> YOLO:
+    """Train a YOLO detector with another classification loss, from the next call of its `train` on.
+
+    Args:
+        model: a `YOLO` for detection; a callback is added to it, which reaches the processes of DDP too. A checkpoint
+            does not hold it: call `use_loss` again before ``train(resume=True)``.
+        loss: `APLoss`, `DRLoss`, `RankSortLoss`, `IoUBalancedFocalLoss` or `IoUBalancedBCELoss`; or a function from
+            scores (logits, [B, A, C]) and targets (of the same shape: a matched anchor's quality in its class, 0
+            elsewhere) to a scalar. Each process ranks its own batch, unless the loss has a `group`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: another kind of model or loss.
+        ValueError: in `train`, if `cls_pw` asks for weights of the classes, which a ranking does not have.
+    """
+    detector = getattr(model, "model", None)
+    if not isinstance(model, YOLO) or type(detector) is not DetectionModel:
+        raise TypeError(f"model must be a YOLO for detection; got {type(model).__name__} of {type(detector).__name__}")
+    if not callable(loss) or (isinstance(loss, nn.Module) and not isinstance(loss, _LOSSES)):
+        names = ", ".join(kind.__name__ for kind in _LOSSES)
+        raise TypeError(f"loss must be one of {names}, or a function of scores and targets; got {type(loss).__name__}")
+    model.add_callback("on_pretrain_routine_end", _Callback(loss))
+    return model
+
+
+class _Callback:
+    """Changes the criteria once the trainer has made its models; a class, so that DDP can send it to its processes."""
+
+    def __init__(self, loss: nn.Module | ClassLoss) -> None:
+        self.loss = loss
+
+    def __call__(self, trainer: Any) -> None:
+        # The averaged model is validated, with a criterion of its own.
+        for model in (unwrap_model(trainer.model), trainer.ema.ema):
+            if getattr(model, "criterion", None) is None:  # a resumed one knows its epoch
+                model.criterion = model.init_criterion()
+            replace_class_loss(model.criterion, self.loss)
+
+
+def replace_class_loss(criterion: Any, loss: nn.Module | ClassLoss) -> None:
+    """Change a criterion in place, both parts of one that has two (YOLOv10, YOLO26); see `use_loss`."""
+    parts = [getattr(criterion, name) for name in ("one2many", "one2one") if hasattr(criterion, name)] or [criterion]
+    for part in parts:
+        if not isinstance(part, v8DetectionLoss):
+            raise TypeError(f"the criterion must be of v8DetectionLoss; got {type(part).__name__}")
+        if part.class_weights is not None:
+            raise ValueError("cls_pw must be 0: weights of the classes do not fit a loss of all classes at once")
+        part.bce = _Bce(loss)
+
+
+class _Bce:
+    """What a criterion calls as `bce`, and then divides by the sum of the targets."""
+
+    def __init__(self, loss: nn.Module | ClassLoss) -> None:
+        self.loss = loss
+
+    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
+        return class_loss(self.loss, scores, targets) * targets.sum(dtype=torch.float32).clamp(min=1)
+
+
+def class_loss(loss: nn.Module | ClassLoss, scores: Tensor, targets: Tensor) -> Tensor:
+    """The loss of scores [B, A, C] with targets of the same shape: a matched anchor's quality in its class, else 0."""
+    if isinstance(loss, RankSortLoss):
+        ranking, sorting = loss(scores, targets)
+        return ranking + sorting
+    if isinstance(loss, (IoUBalancedFocalLoss, IoUBalancedBCELoss)):
+        return loss(scores, targets, iou=targets.amax(-1))
+    return loss(scores, targets)
