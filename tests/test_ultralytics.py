@@ -1,0 +1,258 @@
+"""YOLO detectors with the losses; `make test-ultralytics` runs this where ultralytics is installed."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import triton_rankloss as rankloss
+
+pytest.importorskip("ultralytics", reason="ultralytics is not installed; make test-ultralytics has it")
+# Both are read when it is imported.
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
+
+from PIL import Image
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+
+from triton_rankloss.integrations.ultralytics import replace_class_loss, use_loss
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CLASSES = 3
+QUICK = {"epochs": 2, "imgsz": 64, "batch": 4, "device": "cpu", "workers": 0, "plots": False, "amp": False}
+
+
+def detector(name: str) -> DetectionModel:
+    torch.manual_seed(0)
+    model = DetectionModel(f"{name}.yaml", nc=CLASSES, verbose=False)
+    model.args = DEFAULT_CFG
+    return model
+
+
+@pytest.fixture
+def batch() -> dict:
+    """Two images; the second has no object."""
+    torch.manual_seed(1)
+    boxes = torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.6, 0.6, 0.6, 0.5]])  # centre and size, in parts of the image
+    return {
+        "img": torch.rand(2, 3, 64, 64),
+        "batch_idx": torch.zeros(2),
+        "cls": torch.tensor([[1.0], [2.0]]),
+        "bboxes": boxes,
+    }
+
+
+def parts_of(criterion) -> list:
+    return [criterion.one2many, criterion.one2one] if hasattr(criterion, "one2many") else [criterion]
+
+
+LOSSES = [
+    (rankloss.APLoss(), lambda scores, targets, iou: rankloss.ap_loss(scores, targets)),
+    (rankloss.DRLoss(per_image=True), lambda scores, targets, iou: rankloss.dr_loss(scores, targets, per_image=True)),
+    (rankloss.RankSortLoss(), lambda scores, targets, iou: sum(rankloss.rank_sort_loss(scores, targets, iou))),
+    (rankloss.IoUBalancedFocalLoss(), rankloss.iou_balanced_focal_loss),
+    (rankloss.IoUBalancedBCELoss(), rankloss.iou_balanced_bce_loss),
+    (lambda scores, targets: scores.square().mean(), lambda scores, targets, iou: (scores**2).sum() / scores.numel()),
+]
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n", "yolov10n"])
+def test_the_classes_have_another_loss_and_the_boxes_their_own(name, batch):
+    model = detector(name)
+    predictions = model(batch["img"])
+    own = model.init_criterion()
+    seen = []
+    for part in parts_of(own):
+        part.bce = lambda scores, targets, bce=part.bce: seen.append((scores, targets)) or bce(scores, targets)
+    _, expected = own(predictions, batch)
+    scores, targets = seen[-1]  # of the part whose losses are shown: the last, one-to-one, where there are two
+    positive = targets > 0
+    assert positive.any(-1)[0].any()
+    assert not positive[1].any()
+    for loss, by_hand in LOSSES:
+        criterion = model.init_criterion()
+        replace_class_loss(criterion, loss)
+        _, found = criterion(predictions, batch)
+        assert found["cls_loss"].item() == pytest.approx(
+            0.5 * by_hand(scores, positive.float(), targets[positive]).item(), rel=1e-5
+        )
+        others = [key for key in expected if key != "cls_loss"]
+        assert len(others) == 2
+        assert all(found[key] == expected[key] for key in others)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_gradients_reach_every_class_head(name, batch):
+    model = detector(name)
+    model.criterion = model.init_criterion()
+    replace_class_loss(model.criterion, rankloss.RankSortLoss())
+    model.loss(batch)[0].sum().backward()
+    head = model.model[-1]
+    for branch in (head.cv3, getattr(head, "one2one_cv3", None)):
+        # The coarsest level of so small an image may hold no positive and no negative above one.
+        assert branch is None or all(p.grad is not None for p in branch.parameters())
+        assert branch is None or any(p.grad.abs().sum() > 0 for p in branch.parameters())
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_without_objects(name, batch):
+    model = detector(name)
+    model.criterion = model.init_criterion()
+    replace_class_loss(model.criterion, rankloss.RankSortLoss())
+    empty = {**batch, "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
+    loss, parts = model.loss(empty)
+    assert parts["cls_loss"] == 0
+    loss.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_under_autocast(batch):
+    """The model and its criterion; the trainer itself knows autocast on GPUs alone."""
+    model = detector("yolov8n")
+    model.criterion = model.init_criterion()
+    seen = []
+    replace_class_loss(
+        model.criterion, lambda scores, targets: seen.append(scores) or rankloss.ap_loss(scores, targets)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, parts = model.loss(batch)
+    assert seen[0].dtype == torch.bfloat16
+    assert 0 < parts["cls_loss"] <= 0.5
+    loss.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_targets_of_half_precision_are_divided_by_their_sum(dtype):
+    """Under autocast the criterion rounds the targets to the dtype of the scores, but not their sum."""
+    criterion = detector("yolov8n").init_criterion()
+    replace_class_loss(criterion, lambda scores, targets: scores.float().mean())
+    scores, targets = torch.full((8, 2000, 4), 3.0, dtype=dtype), torch.rand(8, 2000, 4) + 1
+    found = criterion.bce(scores, targets.to(dtype)) / targets.sum()
+    assert found.item() == pytest.approx(3, rel=1e-3)  # float16 ends at 65504, below the sum
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A file that describes eight images; the second and the last are without objects, one of them without a file."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for i in range(8):
+            pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(folder / "images" / split / f"{i}.png")
+            label = folder / "labels" / split / f"{i}.txt"
+            if i != 7:
+                label.write_text("" if i == 1 else f"{i % CLASSES} 0.4 0.5 0.5 0.6\n")
+    file = folder / "data.yaml"
+    file.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+    return file
+
+
+class Counted:
+    """AP Loss that knows how often it was called, in training and in validation."""
+
+    def __init__(self):
+        self.training, self.validation = 0, 0
+
+    def __call__(self, scores, targets):
+        if torch.is_grad_enabled():
+            self.training += 1
+        else:
+            self.validation += 1
+        return rankloss.ap_loss(scores, targets)
+
+
+class Stopped(Exception):
+    """In place of the user's Ctrl-C."""
+
+
+def interrupt(trainer):
+    raise Stopped
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_training_is_interrupted_and_resumed(name, data, tmp_path):
+    heads = 2 if name == "yolo26n" else 1
+    model = use_loss(YOLO(f"{name}.yaml"), loss := Counted())
+    model.add_callback("on_model_save", interrupt)
+    with pytest.raises(Stopped):
+        model.train(data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 3})
+    # Eight images are two batches; validation has batches of twice the size.
+    assert (loss.training, loss.validation) == (2 * heads, 1 * heads)
+
+    last = tmp_path / "run" / "weights" / "last.pt"
+    model = use_loss(YOLO(last), loss := Counted())
+    weights = []
+    model.add_callback(
+        "on_train_epoch_start", lambda trainer: weights.append(getattr(trainer.model.criterion, "o2m", None))
+    )
+    model.train(data=data, resume=True)
+    assert (loss.training, loss.validation) == (4 * heads, 2 * heads)
+    # Ultralytics lets the weight of one-to-many fall from 0.8 to 0.1, here in three epochs of which one was done.
+    assert weights == ([pytest.approx(0.45), pytest.approx(0.1)] if heads == 2 else [None, None])
+
+    best = tmp_path / "run" / "weights" / "best.pt"
+    assert type(YOLO(best).model) is DetectionModel
+    code = f"""
+import sys
+sys.modules["triton_rankloss"] = None  # to import it is an error
+from ultralytics import YOLO
+model = YOLO({str(best)!r})
+print(model.val(data={str(data)!r}, imgsz=64, plots=False, project={str(tmp_path)!r}).box.map)
+print(len(model.predict({str(data.parent / "images" / "val")!r}, imgsz=64, conf=0.001)))
+print(model.export(format="torchscript", imgsz=64))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("best.torchscript")
+
+
+def test_in_a_process_of_ddp(data, tmp_path):
+    """What Ultralytics sends to its processes: trainer, callbacks, arguments. Here one process, without a GPU."""
+    model = use_loss(YOLO("yolov8n.yaml"), rankloss.APLoss())
+    kept = []
+
+    def send(trainer):
+        kept.append(trainer)
+        raise Stopped
+
+    model.add_callback("on_pretrain_routine_start", send)
+    with pytest.raises(Stopped):
+        model.train(data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 1})
+    (trainer,) = kept
+    trainer.model = trainer.args.model
+    trainer.callbacks["on_pretrain_routine_start"].remove(send)
+    file = generate_ddp_file(trainer)
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    ddp_cleanup(trainer, file)
+    assert done.returncode == 0, done.stderr
+    header, values = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    shown = dict(zip(header.split(","), map(float, values.split(","))))
+    # Binary cross-entropy of an untrained model is above 3, AP Loss at most 1; both times 0.5.
+    assert 0 < shown["train/cls_loss"] <= 0.5
+    assert 0 < shown["val/cls_loss"] <= 0.5
+
+
+def test_bad_arguments(data, tmp_path):
+    model = YOLO("yolov8n.yaml")
+    with pytest.raises(TypeError, match=r"loss must be one of APLoss, .*; got ALRPLoss"):
+        use_loss(model, rankloss.ALRPLoss())
+    with pytest.raises(TypeError, match="or a function of scores and targets; got str"):
+        use_loss(model, "ap")
+    with pytest.raises(TypeError, match="model must be a YOLO for detection; got DetectionModel"):
+        use_loss(model.model, rankloss.APLoss())
+    with pytest.raises(TypeError, match="model must be a YOLO for detection; got YOLO of SegmentationModel"):
+        use_loss(YOLO("yolov8n-seg.yaml"), rankloss.APLoss())
+    use_loss(model, rankloss.APLoss())
+    with pytest.raises(ValueError, match="cls_pw must be 0"):
+        model.train(data=data, project=tmp_path, name="run", cls_pw=0.5, **QUICK)
