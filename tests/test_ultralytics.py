@@ -17,7 +17,9 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
 
 from PIL import Image
+from torch import distributed as dist
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
@@ -172,12 +174,8 @@ class Counted:
         return rankloss.ap_loss(scores, targets)
 
 
-class Stopped(Exception):
-    """In place of the user's Ctrl-C."""
-
-
 def interrupt(trainer):
-    raise Stopped
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
@@ -185,7 +183,7 @@ def test_training_is_interrupted_and_resumed(name, data, tmp_path):
     heads = 2 if name == "yolo26n" else 1
     model = use_loss(YOLO(f"{name}.yaml"), loss := Counted())
     model.add_callback("on_model_save", interrupt)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         model.train(data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 3})
     # Eight images are two batches; validation has batches of twice the size.
     assert (loss.training, loss.validation) == (2 * heads, 1 * heads)
@@ -217,30 +215,58 @@ print(model.export(format="torchscript", imgsz=64))
     assert done.stdout.strip().endswith("best.torchscript")
 
 
-def test_in_a_process_of_ddp(data, tmp_path):
-    """What Ultralytics sends to its processes: trainer, callbacks, arguments. Here one process, without a GPU."""
-    model = use_loss(YOLO("yolov8n.yaml"), rankloss.APLoss())
+class TrainerOnCPUs(DetectionTrainer):
+    """In place of the trainer of several GPUs: two processes on gloo; each writes its last losses and its weights."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.world_size = 2 if "LOCAL_RANK" in os.environ else 0
+
+    def _setup_ddp(self):
+        dist.init_process_group("gloo")
+        wrapper = torch.nn.parallel.DistributedDataParallel
+        # On a CPU it takes no devices.
+        torch.nn.parallel.DistributedDataParallel = lambda model, device_ids, **options: wrapper(model, **options)
+
+    def final_eval(self):
+        losses = {name: value.item() for name, value in self.loss_items.items()}
+        torch.save((losses, self.model.module.state_dict()), self.save_dir.parent / f"rank{dist.get_rank()}.pt")
+
+
+def of_all_processes(scores, targets):
+    # Validation may have fewer batches in one process than in the other.
+    group = dist.group.WORLD if torch.is_grad_enabled() else None
+    return rankloss.ap_loss(scores, targets, group=group)
+
+
+@pytest.mark.parametrize("loss", [rankloss.APLoss(), of_all_processes], ids=["own batch", "all batches"])
+def test_two_processes(loss, data, tmp_path):
+    """Trainer and callbacks travel as Ultralytics sends them to the processes of several GPUs."""
+    model = use_loss(YOLO("yolov8n.yaml"), loss)
     kept = []
 
-    def send(trainer):
+    def keep(trainer):
         kept.append(trainer)
-        raise Stopped
+        raise KeyboardInterrupt
 
-    model.add_callback("on_pretrain_routine_start", send)
-    with pytest.raises(Stopped):
-        model.train(data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 1})
+    model.add_callback("on_pretrain_routine_start", keep)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(trainer=TrainerOnCPUs, data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 1})
     (trainer,) = kept
     trainer.model = trainer.args.model
-    trainer.callbacks["on_pretrain_routine_start"].remove(send)
+    trainer.callbacks["on_pretrain_routine_start"].remove(keep)
     file = generate_ddp_file(trainer)
-    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     ddp_cleanup(trainer, file)
     assert done.returncode == 0, done.stderr
-    header, values = (tmp_path / "run" / "results.csv").read_text().splitlines()
-    shown = dict(zip(header.split(","), map(float, values.split(","))))
+    (losses, weights), (other_losses, other_weights) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     # Binary cross-entropy of an untrained model is above 3, AP Loss at most 1; both times 0.5.
-    assert 0 < shown["train/cls_loss"] <= 0.5
-    assert 0 < shown["val/cls_loss"] <= 0.5
+    assert 0 < losses["cls_loss"] <= 0.5
+    assert losses["box_loss"] != other_losses["box_loss"]
+    assert (losses["cls_loss"] == other_losses["cls_loss"]) == (loss is of_all_processes)
+    trained = [name for name in weights if name.endswith((".weight", ".bias"))]
+    assert all(torch.equal(weights[name], other_weights[name]) for name in trained)
 
 
 def test_bad_arguments(data, tmp_path):
