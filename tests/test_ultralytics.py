@@ -1,5 +1,6 @@
 """YOLO detectors with the losses; `make test-ultralytics` runs this where ultralytics is installed."""
 
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 
-from triton_rankloss.integrations.ultralytics import replace_class_loss, use_loss
+from triton_rankloss.integrations.ultralytics import replace_class_loss, set_prior, use_loss
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSES = 3
@@ -104,6 +105,19 @@ def test_gradients_reach_every_class_head(name, batch):
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_the_prior_is_that_of_classes_that_learned_nothing_yet(name):
+    head = detector(name).model[-1]
+    branches = [head.cv3, head.one2one_cv3] if name == "yolo26n" else [head.cv3]
+    for branch in branches:
+        branch[1][-1].bias.data[2] = -3.0
+    set_prior(head, 0.1)
+    start = math.log(0.1 / 0.9)
+    for branch in branches:
+        found = torch.stack([level[-1].bias for level in branch])
+        torch.testing.assert_close(found, torch.tensor([[start] * 3, [start, start, -3.0], [start] * 3]))
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
 def test_without_objects(name, batch):
     model = detector(name)
     model.criterion = model.init_criterion()
@@ -161,16 +175,17 @@ def data(tmp_path_factory) -> Path:
 
 
 class Counted:
-    """AP Loss that knows how often it was called, in training and in validation."""
+    """AP Loss that knows how often it was called, in training and in validation, and the mean of its first scores."""
 
     def __init__(self):
-        self.training, self.validation = 0, 0
+        self.training, self.validation, self.level = 0, 0, None
 
     def __call__(self, scores, targets):
         if torch.is_grad_enabled():
             self.training += 1
         else:
             self.validation += 1
+        self.level = scores.mean().item() if self.level is None else self.level
         return rankloss.ap_loss(scores, targets)
 
 
@@ -187,6 +202,7 @@ def test_training_is_interrupted_and_resumed(name, data, tmp_path):
         model.train(data=data, project=tmp_path, name="run", **{**QUICK, "epochs": 3})
     # Eight images are two batches; validation has batches of twice the size.
     assert (loss.training, loss.validation) == (2 * heads, 1 * heads)
+    assert loss.level == pytest.approx(math.log(0.1 / 0.9), abs=0.5)  # below -5 where Ultralytics starts
 
     last = tmp_path / "run" / "weights" / "last.pt"
     model = use_loss(YOLO(last), loss := Counted())
@@ -279,6 +295,8 @@ def test_bad_arguments(data, tmp_path):
         use_loss(model.model, rankloss.APLoss())
     with pytest.raises(TypeError, match="model must be a YOLO for detection; got YOLO of SegmentationModel"):
         use_loss(YOLO("yolov8n-seg.yaml"), rankloss.APLoss())
+    with pytest.raises(ValueError, match="prior must be > 0 and < 1"):
+        use_loss(model, rankloss.APLoss(), prior=1.0)
     use_loss(model, rankloss.APLoss())
     with pytest.raises(ValueError, match="cls_pw must be 0"):
         model.train(data=data, project=tmp_path, name="run", cls_pw=0.5, **QUICK)

@@ -8,23 +8,27 @@ Assignment and box losses stay those of the criterion, as do all classes: a chec
 loads without it. Needs ultralytics, which ``pip install triton-rankloss[ultralytics]`` brings.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics import YOLO
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
+from ..checks import check_number
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
 _LOSSES = (APLoss, DRLoss, RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 
 
-def use_loss(model: YOLO, loss: nn.Module | ClassLoss) -> YOLO:
+def use_loss(model: YOLO, loss: nn.Module | ClassLoss, prior: float = 0.1) -> YOLO:
     """Train a YOLO detector with another classification loss, from the next call of its `train` on.
 
     Args:
@@ -32,14 +36,17 @@ def use_loss(model: YOLO, loss: nn.Module | ClassLoss) -> YOLO:
             does not hold it: call `use_loss` again before ``train(resume=True)``.
         loss: `APLoss`, `DRLoss`, `RankSortLoss`, `IoUBalancedFocalLoss` or `IoUBalancedBCELoss`; or a function from
             scores (logits, [B, A, C]) and targets (of the same shape: a matched anchor's quality in its class, 0
-            elsewhere) to a scalar. Each process ranks its own batch, unless the loss has a `group`.
+            elsewhere) to a scalar.
+        prior: the score of every anchor before training, in (0, 1), for classes that are not pretrained. Ultralytics
+            starts at 1e-5 (80 classes, stride 8) and lets its own loss find the level; a ranking loss fixes the order
+            of scores alone, and validation drops what is below 0.001.
 
     Returns:
         `model`.
 
     Raises:
         TypeError: another kind of model or loss.
-        ValueError: in `train`, if `cls_pw` asks for weights of the classes, which a ranking does not have.
+        ValueError: a `prior` out of range; in `train`, a `cls_pw` other than 0: a ranking has no weights of classes.
     """
     detector = getattr(model, "model", None)
     if not isinstance(model, YOLO) or type(detector) is not DetectionModel:
@@ -47,15 +54,17 @@ def use_loss(model: YOLO, loss: nn.Module | ClassLoss) -> YOLO:
     if not callable(loss) or (isinstance(loss, nn.Module) and not isinstance(loss, _LOSSES)):
         names = ", ".join(kind.__name__ for kind in _LOSSES)
         raise TypeError(f"loss must be one of {names}, or a function of scores and targets; got {type(loss).__name__}")
-    model.add_callback("on_pretrain_routine_end", _Callback(loss))
+    check_number("prior", prior, 0, 1, low_open=True, high_open=True)
+    model.add_callback("on_pretrain_routine_end", _Callback(loss, prior))
     return model
 
 
 class _Callback:
     """Changes the criteria once the trainer has made its models; a class, so that DDP can send it to its processes."""
 
-    def __init__(self, loss: nn.Module | ClassLoss) -> None:
+    def __init__(self, loss: nn.Module | ClassLoss, prior: float) -> None:
         self.loss = loss
+        self.prior = prior
 
     def __call__(self, trainer: Any) -> None:
         # The averaged model is validated, with a criterion of its own.
@@ -63,6 +72,7 @@ class _Callback:
             if getattr(model, "criterion", None) is None:  # a resumed one knows its epoch
                 model.criterion = model.init_criterion()
             replace_class_loss(model.criterion, self.loss)
+            set_prior(model.model[-1], self.prior)
 
 
 def replace_class_loss(criterion: Any, loss: nn.Module | ClassLoss) -> None:
@@ -74,6 +84,20 @@ def replace_class_loss(criterion: Any, loss: nn.Module | ClassLoss) -> None:
         if part.class_weights is not None:
             raise ValueError("cls_pw must be 0: weights of the classes do not fit a loss of all classes at once")
         part.bce = _Bce(loss)
+
+
+def set_prior(head: Detect, prior: float) -> None:
+    """Give `prior` to the classes whose biases are still those that Ultralytics starts from."""
+    fresh = deepcopy(head)
+    fresh.bias_init()
+    for bias, start in zip(_class_biases(head), _class_biases(fresh), strict=True):
+        bias.data[bias == start] = math.log(prior / (1 - prior))
+
+
+def _class_biases(head: Detect) -> Iterator[Tensor]:
+    for branch in (head.cv3, getattr(head, "one2one_cv3", None)):
+        for level in branch or ():
+            yield level[-1].bias
 
 
 class _Bce:
