@@ -39,8 +39,8 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "bce": Recipe(None, 0.5),  # Ultralytics' own, with its default
-    "ap": Recipe(rankloss.APLoss(), 1.0),
-    "rank_sort": Recipe(rankloss.RankSortLoss(), 1.0),
+    "ap": Recipe(rankloss.APLoss(), 3.0),
+    "rank_sort": Recipe(rankloss.RankSortLoss(), 3.0),
 }
 
 

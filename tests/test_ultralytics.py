@@ -1,5 +1,7 @@
 """YOLO detectors with the losses; `make test-ultralytics` runs this where ultralytics is installed."""
 
+import argparse
+import json
 import math
 import os
 import subprocess
@@ -17,12 +19,13 @@ pytest.importorskip("ultralytics", reason="ultralytics is not installed; make te
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
 
+import numpy as np
 from PIL import Image
 from torch import distributed as dist
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, YAML
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 
 from triton_rankloss.integrations.ultralytics import replace_class_loss, set_prior, use_loss
@@ -300,3 +303,62 @@ def test_bad_arguments(data, tmp_path):
     use_loss(model, rankloss.APLoss())
     with pytest.raises(ValueError, match="cls_pw must be 0"):
         model.train(data=data, project=tmp_path, name="run", cls_pw=0.5, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def example():
+    for module in ("faster_coco_eval", "sklearn"):
+        pytest.importorskip(module, reason="what the examples need is not installed")
+    sys.path.append(str(EXAMPLES))
+    return pytest.importorskip("train_ultralytics")
+
+
+def test_the_example_writes_what_ultralytics_reads(example, tmp_path):
+    """An image of 40 x 20 pixels with an object that has half its sides, and one without objects."""
+    images = torch.arange(2 * 3 * 20 * 40).view(2, 3, 20, 40).to(torch.uint8)
+    boxes, labels = [torch.tensor([[0.0, 5, 20, 15]]), torch.zeros(0, 4)], [torch.tensor([1]), torch.zeros(0).long()]
+    split = example.Split(images, boxes, labels, [torch.zeros(0, 4)] * 2, torch.ones(2, 2), {})
+    categories = [{"id": 7, "name": "round"}, {"id": 9, "name": "square"}]
+    file = example.yolo_folder(example.Dataset("shapes", split, split, split, categories, flip=True), tmp_path / "out")
+    found = YAML.load(file)
+    assert found["names"] == {0: "round", 1: "square"}
+    for name in ("train", "val", "test"):
+        written = Path(found["path"]) / found[name]
+        assert (torch.tensor(np.array(Image.open(written / "000000.png"))).permute(2, 0, 1) == images[0]).all()
+        texts = [(tmp_path / "out" / "labels" / name / f"00000{i}.txt").read_text() for i in (0, 1)]
+        assert texts == ["1 0.25 0.5 0.5 0.5\n", ""]
+
+
+def test_the_example_resumes(example, data, tmp_path, monkeypatch):
+    def use_and_interrupt(model, loss):
+        use_loss(model, loss).add_callback("on_model_save", interrupt)
+
+    arguments = argparse.Namespace(model="yolov8n.yaml", epochs=2, size=(64, 48), batch_size=4, seed=0, device="cpu")
+    monkeypatch.setattr(example, "use_loss", use_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        example.train(data, "ap", tmp_path / "run", arguments)
+    monkeypatch.undo()
+    losses = tmp_path / "run" / "results.csv"
+    assert len(losses.read_text().splitlines()) == 2  # a header and an epoch
+    best = example.train(data, "ap", tmp_path / "run", arguments)
+    lines = losses.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2"]
+    column = lines[0].split(",").index("train/cls_loss")
+    # AP Loss is at most 1, and weighs 3; binary cross-entropy begins above 4.
+    assert all(0 < float(line.split(",")[column]) <= 3 for line in lines[1:])
+    assert example.train(data, "ap", tmp_path / "run", arguments) == best
+    assert losses.read_text().splitlines() == lines
+
+
+def test_the_example(example, tmp_path):
+    command = [sys.executable, EXAMPLES / "train_ultralytics.py", "--epochs", "1", "--out", tmp_path / "out"]
+    done = subprocess.run([*command, "--loss", "rank_sort"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| yolov8n | rank_sort | 0.")
+    (run,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert run["seed"] == 0
+
+    command += ["--data", tmp_path / "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"error: no such folder: {tmp_path / 'nowhere'}")
