@@ -294,6 +294,8 @@ def test_bad_arguments(data, tmp_path):
         use_loss(model, rankloss.ALRPLoss())
     with pytest.raises(TypeError, match="or a function of scores and targets; got str"):
         use_loss(model, "ap")
+    with pytest.raises(TypeError, match="or a function of scores and targets; got type"):
+        use_loss(model, rankloss.APLoss)
     with pytest.raises(TypeError, match="model must be a YOLO for detection; got DetectionModel"):
         use_loss(model.model, rankloss.APLoss())
     with pytest.raises(TypeError, match="model must be a YOLO for detection; got YOLO of SegmentationModel"):
@@ -303,6 +305,29 @@ def test_bad_arguments(data, tmp_path):
     use_loss(model, rankloss.APLoss())
     with pytest.raises(ValueError, match="cls_pw must be 0"):
         model.train(data=data, project=tmp_path, name="run", cls_pw=0.5, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [(rankloss.rank_sort_loss, "RankSortLosses"), (lambda scores, targets: scores.mean(-1), r"\(2, 84\)")],
+)
+def test_a_function_must_return_a_scalar(loss, got, batch):
+    model = detector("yolov8n")
+    model.criterion = model.init_criterion()
+    replace_class_loss(model.criterion, loss)
+    with pytest.raises(TypeError, match=f"the loss must return a scalar; got {got}"):
+        model.loss(batch)
+
+
+def test_the_lines_of_the_page(data, tmp_path):
+    page = (EXAMPLES.parent / "docs" / "ultralytics.md").read_text()
+    lines = page.split("```python\n")[1].split("```")[0]
+    options = f"data={str(data)!r}, project={str(tmp_path)!r}, epochs=1, imgsz=64, batch=4, device='cpu', plots=False"
+    assert 'data="coco8.yaml"' in lines
+    names: dict = {}
+    exec(lines.replace('data="coco8.yaml"', options), names)
+    # Two parts, each at most 1, that weigh 3; binary cross-entropy begins above 4.
+    assert 0 < names["model"].trainer.tloss["cls_loss"] <= 6
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def use_loss(model: YOLO, loss: nn.Module | ClassLoss, prior: float = 0.1) -> YO
     detector = getattr(model, "model", None)
     if not isinstance(model, YOLO) or type(detector) is not DetectionModel:
         raise TypeError(f"model must be a YOLO for detection; got {type(model).__name__} of {type(detector).__name__}")
-    if not callable(loss) or (isinstance(loss, nn.Module) and not isinstance(loss, _LOSSES)):
+    if not (isinstance(loss, _LOSSES) or (callable(loss) and not isinstance(loss, (nn.Module, type)))):
         names = ", ".join(kind.__name__ for kind in _LOSSES)
         raise TypeError(f"loss must be one of {names}, or a function of scores and targets; got {type(loss).__name__}")
     check_number("prior", prior, 0, 1, low_open=True, high_open=True)
@@ -117,4 +117,9 @@ def class_loss(loss: nn.Module | ClassLoss, scores: Tensor, targets: Tensor) -> 
         return ranking + sorting
     if isinstance(loss, (IoUBalancedFocalLoss, IoUBalancedBCELoss)):
         return loss(scores, targets, iou=targets.amax(-1))
-    return loss(scores, targets)
+    value = loss(scores, targets)
+    if not isinstance(value, Tensor) or value.dim():
+        raise TypeError(
+            f"the loss must return a scalar; got {tuple(getattr(value, 'shape', ())) or type(value).__name__}"
+        )
+    return value
