@@ -37,7 +37,7 @@ test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py
 
 test-ultralytics: .venv-ultralytics/installed
-	.venv-ultralytics/bin/python -m pytest tests/test_ultralytics.py
+	.venv-ultralytics/bin/python -m pytest tests/test_ultralytics.py tests/test_ultralytics_training.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
