@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # Two processes of one thread each are faster here than one of two, and the slowest file bounds the time.
 PARALLEL := -n 2 --dist loadfile
-KERNEL_TESTS := $(filter-out tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
+KERNEL_TESTS := $(filter-out tests/test_example.py tests/test_compare.py tests/test_results.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
 
 .PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers test-ultralytics lint bench bench-host bench-compare gpu clean

@@ -119,7 +119,7 @@ class Batch(NamedTuple):
 class TrainingSet:
     """The training split on `device`, its anchors assigned once: as it is and, if the data allow it, mirrored."""
 
-    def __init__(self, dataset: Dataset, device: torch.device):
+    def __init__(self, dataset: Dataset, device: torch.device, top_k: int = 9):
         split = dataset.train
         self.width = split.images.shape[-1]
         anchors = make_anchors(*split.images.shape[-2:])
@@ -129,7 +129,7 @@ class TrainingSet:
             for image_boxes, image_labels, crowds in zip(split.boxes, split.labels, split.crowds, strict=True):
                 if mirror:
                     image_boxes, crowds = self._mirrored(image_boxes), self._mirrored(crowds)
-                assignment = assign(anchors, image_boxes, image_labels, crowds, len(dataset.categories))
+                assignment = assign(anchors, image_boxes, image_labels, crowds, len(dataset.categories), top_k)
                 labels.append(assignment.labels)
                 boxes.append(assignment.boxes)
         # [orientation, image, anchor]

@@ -93,8 +93,10 @@ class Assignment(NamedTuple):
     boxes: Tensor
 
 
-def assign(anchors: list[Tensor], boxes: Tensor, labels: Tensor, crowds: Tensor, num_classes: int) -> Assignment:
-    """ATSS (arXiv 1912.02424): a box takes, of the nearest 9 anchors per level, those of IoU >= mean + std of all 27.
+def assign(
+    anchors: list[Tensor], boxes: Tensor, labels: Tensor, crowds: Tensor, num_classes: int, top_k: int = 9
+) -> Assignment:
+    """ATSS (arXiv 1912.02424): a box takes, of the nearest `top_k` anchors per level, those of IoU >= mean + std.
 
     `crowds` are regions with unlabelled objects: anchors centred there that got no box are ignored.
     """
@@ -109,7 +111,7 @@ def assign(anchors: list[Tensor], boxes: Tensor, labels: Tensor, crowds: Tensor,
     distance = torch.cdist(centres, (boxes[:, :2] + boxes[:, 2:]) / 2)
     candidates, start = [], 0
     for level in anchors:
-        nearest = distance[start : start + len(level)].topk(min(9, len(level)), dim=0, largest=False).indices
+        nearest = distance[start : start + len(level)].topk(min(top_k, len(level)), dim=0, largest=False).indices
         candidates.append(nearest + start)
         start += len(level)
     candidates = torch.cat(candidates)

@@ -9,8 +9,11 @@ from torch import Tensor
 NUM_VAL, NUM_TEST = 64, 160
 
 
-def digit_scenes(num_train: int, size: int, seed: int) -> Dataset:
-    """Scenes of `size` x `size` pixels. The splits share no digit: held-out scores are about unseen handwriting."""
+def digit_scenes(num_train: int, size: int, seed: int, imbalance: float = 1.0) -> Dataset:
+    """Scenes of `size` x `size` pixels. The splits share no digit: held-out scores are about unseen handwriting.
+
+    In the training scenes a 0 is `imbalance` times as frequent as a 9, the others between them in equal ratios.
+    """
     digits, classes = load_digits(return_X_y=True)
     digits = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     classes = torch.tensor(classes, dtype=torch.long)
@@ -18,8 +21,10 @@ def digit_scenes(num_train: int, size: int, seed: int) -> Dataset:
     order = torch.randperm(len(digits), generator=generator)
     categories = [{"id": label + 1, "name": str(label)} for label in range(10)]
     splits = []
-    for own, count in zip(order.split((1300, 200, 297)), (num_train, NUM_VAL, NUM_TEST), strict=True):
-        scenes = [_scene(digits[own], classes[own], size, generator) for _ in range(count)]
+    counts, ratios = (num_train, NUM_VAL, NUM_TEST), (imbalance, 1.0, 1.0)
+    for own, count, ratio in zip(order.split((1300, 200, 297)), counts, ratios, strict=True):
+        bounds = (ratio ** (-classes[own].double() / 9)).cumsum(0)
+        scenes = [_scene(digits[own], classes[own], bounds, size, generator) for _ in range(count)]
         images, boxes, labels = (list(column) for column in zip(*scenes, strict=True))
         coco = _coco_dictionary(boxes, labels, categories, size)
         splits.append(
@@ -29,16 +34,22 @@ def digit_scenes(num_train: int, size: int, seed: int) -> Dataset:
     return Dataset("digits", *splits, categories=categories, flip=False)
 
 
-def _scene(digits: Tensor, classes: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _scene(
+    digits: Tensor, classes: Tensor, bounds: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
+
+    def draw() -> int:
+        """A digit, each as often as its share of the last of `bounds`."""
+        return int(torch.searchsorted(bounds, uniform(0, bounds[-1].item()), right=True))
 
     coarse = torch.rand(1, 3, 3, 3, generator=generator)
     scene = 0.25 + 0.5 * F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]
     scene += 0.04 * torch.randn(3, size, size, generator=generator)
     boxes, labels = [], []
     for _ in range(int(uniform(3, 9))):
-        index = int(uniform(0, len(digits)))
+        index = draw()
         side = int(size * 0.13 * 3.2 ** uniform(0, 1))
         ink = F.interpolate(digits[index][None], size=(side, side), mode="bicubic")[0, 0].clamp(0, 1)
         rows, columns = (ink > 0.3).any(1).nonzero()[:, 0], (ink > 0.3).any(0).nonzero()[:, 0]

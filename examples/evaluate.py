@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from data import Split
-from detector import Detections, Detector, detect, make_anchors
+from detector import Detections, Detector, box_iou, detect, make_anchors
 from faster_coco_eval import COCO, COCOeval_faster
+from scipy.stats import spearmanr
 
 BATCH_SIZE = 32
 
@@ -37,7 +39,25 @@ def detect_split(model: Detector, split: Split, device: torch.device) -> list[De
 
 
 def coco_score(detections: list[Detections], split: Split, categories: list[dict]) -> Score:
-    """AP, AP50 and AP75 against the annotations of the original images."""
+    """Average precision against the annotations of the original images."""
+    return Score(*(float(value) for value in _evaluate(detections, split, categories).stats[:3]))
+
+
+def coco_details(detections: list[Detections], split: Split, categories: list[dict]) -> dict:
+    """The same, and AP at each of the ten IoU thresholds, of each class, and the `correlation` of score and IoU."""
+    evaluation = _evaluate(detections, split, categories)
+    precision = evaluation.eval["precision"][..., 0, -1]  # [IoU, recall, class] over all areas; -1 where nothing is
+    precision = np.where(precision < 0, np.nan, precision)
+    names = (category["name"] for category in categories)
+    return {
+        **dict(zip(Score._fields, map(float, evaluation.stats), strict=False)),
+        "by_iou": np.nanmean(precision, axis=(1, 2)).tolist(),
+        "by_class": dict(zip(names, np.nanmean(precision, axis=(0, 1)).tolist(), strict=True)),
+        "correlation": correlation(detections, split),
+    }
+
+
+def _evaluate(detections: list[Detections], split: Split, categories: list[dict]) -> COCOeval_faster:
     results = []
     for image, scale, found in zip(split.coco["images"], split.scales, detections, strict=True):
         boxes = found.boxes / scale.repeat(2)
@@ -50,4 +70,18 @@ def coco_score(detections: list[Detections], split: Split, categories: list[dict
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return Score(*(float(value) for value in evaluation.stats[:3]))
+    return evaluation
+
+
+def correlation(detections: list[Detections], split: Split) -> float:
+    """Spearman's rank correlation of the score of a detection and its IoU with the nearest true box of its class.
+
+    Of the detections that hit one, at an IoU of 0.5 at least; it tells how well scores say where boxes are good.
+    """
+    scores, ious = [], []
+    for found, boxes, labels in zip(detections, split.boxes, split.labels, strict=True):
+        iou = box_iou(found.boxes, boxes) * (found.labels[:, None] == labels)
+        best = torch.cat((iou, iou.new_zeros(len(iou), 1)), dim=1).amax(1)
+        scores += found.scores[best >= 0.5].tolist()
+        ious += best[best >= 0.5].tolist()
+    return float(spearmanr(scores, ious).statistic)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,12 +38,18 @@ def giou(matches: Matches) -> Tensor:
 class Focal(Recipe):
     """Sigmoid focal loss in plain torch, the baseline."""
 
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0):
+        super().__init__()
+        self.alpha = alpha
+        self.gamma = gamma
+
     def forward(self, matches: Matches) -> dict[str, Tensor]:
         """Class and box parts."""
         num_classes = matches.logits.shape[-1]
         targets = F.one_hot(matches.labels.clamp(min=0), num_classes + 1)[..., :num_classes].to(matches.logits)
         probabilities = matches.logits.sigmoid()
-        weights = (0.75 - 0.5 * targets) * (targets - probabilities) ** 2 * (matches.labels >= 0).unsqueeze(-1)
+        weights = torch.where(targets > 0, self.alpha, 1 - self.alpha) * (targets - probabilities).abs() ** self.gamma
+        weights = weights * (matches.labels >= 0).unsqueeze(-1)
         losses = weights * F.binary_cross_entropy_with_logits(matches.logits, targets, reduction="none")
         return {"class": losses.sum() / max(1, len(matches.boxes)), "box": giou(matches)}
 

@@ -26,7 +26,7 @@ from digits import digit_scenes
 from plots import plot_curves, plot_examples
 from recipes import RECIPES
 from results import check_writable
-from training import train
+from training import DivergedError, train
 
 SCENE_SIZE = 128
 
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     epochs = arguments.epochs or (40 if arguments.data else 8)
     settings = {"epochs": epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
     names = RECIPES if arguments.loss == "all" else [arguments.loss]
-    runs = [train(name, dataset, training_set, **settings, device=arguments.device) for name in names]
+    runs = [train(name, RECIPES[name](), dataset, training_set, **settings, device=arguments.device) for name in names]
     results = [result for result, _ in runs]
     summary = {"data": dataset.name, "train_images": len(training_set.images), **settings, "results": results}
     with staged(arguments.out) as folder:
@@ -130,7 +130,7 @@ def main() -> None:
     parser = make_parser()
     try:
         run(parser.parse_args())
-    except InputError as error:
+    except (InputError, DivergedError) as error:
         parser.error(str(error))
 
 

@@ -1,35 +1,43 @@
 """One training run: the schedule, the progress bar, and how much of the time the loss takes."""
 
 import math
-import sys
 import time
 from collections import Counter
 
 import torch
 from data import Batch, Dataset, TrainingSet
 from detector import Detections, Detector, decode, encode, make_anchors
-from evaluate import coco_score, detect_split, normalize
-from recipes import RECIPES, Matches, Recipe
+from evaluate import coco_details, coco_score, detect_split, normalize
+from recipes import Matches, Recipe
 from torch import Tensor
 from tqdm import tqdm
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises; after that it falls along a cosine
 
 
+class DivergedError(Exception):
+    """The loss is no longer finite."""
+
+
 def train(
     name: str,
+    recipe: Recipe,
     dataset: Dataset,
     training_set: TrainingSet,
     epochs: int,
     batch_size: int,
     seed: int,
     device: torch.device,
+    *,
+    validate_every: int = 1,
+    quiet: bool = False,
 ) -> tuple[dict, list[Detections]]:
-    """Train with the loss `name`: what happened, as results.json has it, and the detections on the test split.
+    """Train with a recipe: what happened, as results.json has it, and the detections on the test split.
 
-    Every loss gets the same initial weights, the same batches and the same number of steps.
+    Every loss gets the same initial weights, the same batches and the same number of steps. The validation split is
+    measured after every `validate_every` epochs and at the end; a `quiet` training shows no progress.
     """
-    recipe = RECIPES[name]().to(device)
+    recipe.to(device)
     torch.manual_seed(seed)
     model = Detector(len(dataset.categories), recipe.prior).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
@@ -41,7 +49,9 @@ def train(
 
     curve = []
     seconds = loss_seconds = 0.0
-    bar = tqdm(total=epochs * num_images, desc=f"{name:12}", unit="img", dynamic_ncols=True, smoothing=0.05)
+    bar = tqdm(
+        total=epochs * num_images, desc=f"{name:12}", unit="img", dynamic_ncols=True, smoothing=0.05, disable=quiet
+    )
     for epoch in range(1, epochs + 1):
         totals = Counter()
         for batch in training_set.batches(batch_size, generator):
@@ -55,22 +65,20 @@ def train(
             loss_seconds += spent
             if not all(map(math.isfinite, parts.values())):
                 bar.close()
-                sys.exit(f"{name}: the loss is no longer finite in epoch {epoch}: {parts}")
+                raise DivergedError(f"{name}: the loss is no longer finite in epoch {epoch}: {parts}")
             totals.update({part: value * len(batch.images) / num_images for part, value in parts.items()})
             bar.set_postfix_str(_postfix(parts, loss_seconds / seconds, curve), refresh=False)
             bar.update(len(batch.images))
         recipe.end_epoch()
-        score = coco_score(detect_split(model, dataset.val, device), dataset.val, dataset.categories)
-        curve.append({"epoch": epoch, "parts": dict(totals), "ap": score.ap, "ap50": score.ap50})
+        if epoch % validate_every == 0 or epoch == epochs:
+            score = coco_score(detect_split(model, dataset.val, device), dataset.val, dataset.categories)
+            curve.append({"epoch": epoch, "parts": dict(totals), "ap": score.ap, "ap50": score.ap50})
     bar.set_postfix_str(_postfix(parts, loss_seconds / seconds, curve))
     bar.close()
     detections = detect_split(model, dataset.test, device)
-    test = coco_score(detections, dataset.test, dataset.categories)
     result = {
         "loss": name,
-        "ap": test.ap,
-        "ap50": test.ap50,
-        "ap75": test.ap75,
+        **coco_details(detections, dataset.test, dataset.categories),
         "seconds": seconds,
         "images_per_second": epochs * num_images / seconds,
         "loss_share": loss_seconds / seconds,

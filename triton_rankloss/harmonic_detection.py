@@ -21,8 +21,8 @@ from .checks import (
     split_avg_factor,
 )
 from .dtypes import accumulation_dtype, clamp_infinities, result_dtype
+from .focal import focal_gradient, sum_of_negatives
 from .harmonic import localization_losses
-from .iou_balanced import focal_gradient, sum_of_negatives
 from .iou_balanced_cross_entropy import cross_entropies, cross_entropy_gradient
 from .module import LossModule
 from .reference import harmonic as reference

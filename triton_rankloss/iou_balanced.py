@@ -1,12 +1,12 @@
-"""IoU-balanced focal loss and binary cross-entropy, and what they share with the other IoU-balanced losses."""
+"""IoU-balanced focal loss and binary cross-entropy."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch, distributed
+from .balance import balance, fake_loss_and_scale
 from .boxes import resolve_iou
 from .checks import (
     check_avg_factor,
@@ -16,16 +16,15 @@ from .checks import (
     group_name,
     split_avg_factor,
 )
-from .dtypes import accumulation_dtype, result_dtype
+from .dtypes import result_dtype
+from .focal import focal_gradient, sum_of_negatives
 from .module import LossModule
 from .reference import iou_balanced as reference
-from .reference.focal import focal, focal_of_negatives
+from .reference.focal import focal
 from .targets import (
     as_anchors,
     background_flags,
-    certain_negatives,
     check_count,
-    in_blocks,
     positive_positions,
     select,
 )
@@ -240,11 +239,6 @@ def _notes(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     return background, background.new_empty(num_ends, dtype=torch.long)
 
 
-def fake_loss_and_scale(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """Metadata of (loss, scale [2])."""
-    return logits.new_empty((), dtype=result_dtype(logits)), logits.new_empty(2, dtype=accumulation_dtype(logits))
-
-
 @dispatch.kernel(_focal_loss)
 def _(
     logits: Tensor, targets: Tensor, iou: Tensor, name: str, *arguments: Any
@@ -274,29 +268,6 @@ def _focal_loss_backward(
     positions = positive_positions(logits, targets, None)
     weights = _weights_at(positions, logits, iou, eta).to(scale.dtype)
     return focal_gradient(logits, targets, positions, of_negatives, of_positives * weights, gamma)
-
-
-def sum_of_negatives(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """sum_j focal(-x_j)."""
-    of_blocks = [
-        focal_of_negatives(certain_negatives(*block), gamma).sum(dtype=accumulation_dtype(logits))
-        for block in in_blocks(logits, targets)
-    ]
-    return torch.stack(of_blocks).sum()
-
-
-def focal_gradient(
-    logits: Tensor, targets: Tensor, positions: Tensor, of_negatives: Tensor, of_positives: Tensor, gamma: float
-) -> Tensor:
-    """Gradient of the logits, from that of each negative's focal(-x), [], and of each positive's focal(x), [P]."""
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    for (grad_block, _), block in zip(in_blocks(gradient, targets), in_blocks(logits, targets), strict=True):
-        negatives = certain_negatives(*block)
-        (slopes,) = dispatch.gradients(lambda x: focal_of_negatives(x, gamma).sum(), [negatives], of_negatives)
-        grad_block.copy_(slopes)
-    (slopes,) = dispatch.gradients(lambda x: focal(x, gamma), [select(logits, positions)], of_positives)
-    gradient.view(-1).scatter_(0, positions, slopes.to(gradient.dtype))
-    return gradient
 
 
 @dispatch.kernel(_focal_loss_backward)
@@ -354,28 +325,3 @@ def _weights_at(positions: Tensor, logits: Tensor, iou: Tensor, eta: float) -> T
     else:
         own = iou.reshape(-1)[positions if iou.shape == logits.shape else positions // logits.shape[-1]]
     return reference.iou_weights(own.to(result_dtype(logits)), eta)
-
-
-def balance(
-    sums: Tensor, count: int | Tensor, avg_number: float | None, avg_tensor: Tensor | None, group: str | None
-) -> tuple[Tensor, Tensor]:
-    """(loss, scale [2]) of `reference.sum_terms` of this rank; `count` is what avg_factor is without an argument.
-
-    `scale` is the derivative of the loss in sum_j l_j, and in sum_i u_i^eta l_i.
-    """
-    sums = torch.stack([*sums, torch.as_tensor(count, dtype=sums.dtype, device=sums.device)])
-    if group is not None:
-        sums = distributed.total(sums, group)
-    formula = partial(reference.balance, avg_factor=divisor(avg_number, avg_tensor, sums[3]))
-    loss = formula(sums[:3])
-    (scale,) = dispatch.gradients(formula, [sums[:3]], torch.ones_like(loss))
-    if group is not None:
-        scale *= distributed.world_size(group)
-    return loss, torch.stack([scale[0], scale[2]])
-
-
-def divisor(avg_number: float | None, avg_tensor: Tensor | None, default: Tensor) -> Tensor:
-    """What a sum is divided by: the tensor or the number that was given, or without both `default`, at least 1."""
-    if avg_tensor is not None:
-        return avg_tensor.to(default.dtype, copy=True)
-    return default.clamp(min=1) if avg_number is None else torch.full_like(default, avg_number)

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import dispatch, distributed
+from .balance import balance, fake_loss_and_scale
+from .boxes import resolve_iou
 from .checks import (
     check_avg_factor,
     check_background,
@@ -15,7 +17,6 @@ from .checks import (
     group_name,
     split_avg_factor,
 )
-from .iou_balanced import balance, fake_loss_and_scale, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
 from .targets import as_anchors, in_blocks, scatter_to_positives, softmax_classes, softmax_rows

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from . import dispatch, distributed
+from .balance import divisor
+from .boxes import resolve_iou
 from .checks import check_avg_factor, check_float_tensor, check_number, group_name, split_avg_factor
 from .dtypes import accumulation_dtype, result_dtype
-from .iou_balanced import divisor, resolve_iou
 from .module import LossModule
 from .reference import iou_balanced as reference
 

@@ -1,8 +1,8 @@
 """Blocks of candidates: the unit in which logits are read, and by which labels are skipped.
 
 A block is *background* if it is whole and every candidate in it is a negative: at 80 classes and few positives, nearly
-all are. The forward pass finds out, one look at the labels of a block. In a pointwise loss it notes a byte for each, and
-the backward pass reads these bytes, and targets only where it must. In a background block no lane carries a mask.
+all are. The forward pass finds out, one look at the labels of a block. That of a pointwise loss notes a byte for each,
+and its backward pass reads these bytes, and targets only where it must. In a background block no lane carries a mask.
 
 One warp takes a block: what all its lanes must agree on, and every sum, then needs no barrier. Blocks but the last of a
 scope are whole, and read and written without a mask: 16 bytes at a time in every dtype, whatever their number.

@@ -1,0 +1,133 @@
+"""Tables and plots of what compare.py found, as one page: FOLDER/README.md.
+
+    python examples/compare_page.py examples/results/compare
+
+Intervals are 95 %, by Student's t over three seeds or more; fewer get none. A seed gives every loss the same data,
+initial weights and batches: losses are compared by the differences within a seed, whose interval is narrower than those
+of two means.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from compare_plots import interval, plot_imbalance, plot_recipes, plot_tuning
+from experiments import IMBALANCES, LEARNING_RATES, LOSSES, PUBLISHED, TOP_KS, WITHOUT_KNOBS, name_of, tuned
+
+TITLES = {
+    "digits": "Scenes of handwritten digits",
+    "folder": "Photographs: {data}",
+    "imbalance": "Rare classes, few and many positives",
+    "tuning": "Tuning",
+}
+
+
+def measured(values: list[float]) -> str:
+    """Mean and interval."""
+    mean, half = interval(values)
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+
+
+def difference(runs: list[dict], loss: str, key: str = "ap", base: str = "focal") -> str:
+    """Within each seed, this loss less another."""
+    by_seed = {run["seed"]: run[key] for run in runs if run["loss"] == base}
+    mean, half = interval(
+        [run[key] - by_seed[run["seed"]] for run in runs if run["loss"] == loss and run["seed"] in by_seed]
+    )
+    return f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+
+
+def recipes(runs: list[dict]) -> list[str]:
+    """Every loss by its recipe."""
+    lines = ["| loss | seeds | AP | less focal | AP50 | AP75 | AP90 | correlation of score and IoU |", "|---" * 8 + "|"]
+    for loss in LOSSES:
+        own = [run for run in runs if run["loss"] == loss]
+        if own:
+            cells = [measured([run[key] for run in own]) for key in ("ap50", "ap75")]
+            cells += [measured([run["by_iou"][8] for run in own]), measured([run["correlation"] for run in own])]
+            less = "" if loss == "focal" else difference(runs, loss)
+            lines.append(f"| {loss} | {len(own)} | {measured([r['ap'] for r in own])} | {less} | {' | '.join(cells)} |")
+    names = list(runs[0]["by_class"])
+    lines += ["", "AP by class:", "", f"| loss | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for loss in LOSSES:
+        own = [run for run in runs if run["loss"] == loss]
+        if own:
+            cells = [f"{interval([run['by_class'][name] for run in own])[0]:.3f}" for name in names]
+            lines.append(f"| {loss} | {' | '.join(cells)} |")
+    return lines
+
+
+def of_row(runs: list[dict], loss: str) -> list[dict]:
+    """Runs of a loss, or in each setting of the tuned variant of focal loss."""
+    if loss != "focal tuned":
+        return [run for run in runs if run["loss"] == loss]
+    best = {setting: tuned(setting, runs) for setting in {run["model"] for run in runs}}
+    names = {s: "focal" if v == PUBLISHED else name_of(v) for s, v in best.items() if v is not None}
+    return [run for run in runs if names.get(run["model"]) == run["loss"]]
+
+
+def imbalance(runs: list[dict]) -> list[str]:
+    """A table: settings by losses."""
+    settings = [f"classes {ratio:g}:1" for ratio in IMBALANCES] + [f"top {top_k} anchors" for top_k in TOP_KS]
+    rows = ("focal", "focal tuned", *WITHOUT_KNOBS)
+    lines = [f"| setting | {' | '.join(rows)} | tuned to |", "|---" * (len(rows) + 2) + "|"]
+    for setting in settings:
+        here = [run for run in runs if run["model"] == setting]
+        cells = [measured([r["ap"] for r in found]) if (found := of_row(here, loss)) else "" for loss in rows]
+        best = tuned(setting, here)
+        if here:
+            lines.append(f"| {setting} | {' | '.join(cells)} | {name_of(best) if best else ''} |")
+    return lines
+
+
+def tuning(runs: list[dict]) -> list[str]:
+    """AP by learning rate, and how many of the rates keep 95 % of the best."""
+    rates = [f"learning rate x {rate:g}" for rate in LEARNING_RATES]
+    lines = [f"| loss | {' | '.join(f'x {rate:g}' for rate in LEARNING_RATES)} | within 5 % of the best |"]
+    lines.append("|---" * (len(rates) + 2) + "|")
+    for loss in LOSSES:
+        means = []
+        for rate in rates:
+            found = [run["ap"] for run in runs if run["loss"] == loss and run["model"] == rate]
+            means.append(interval(found)[0] if found else math.nan)
+        best = max((mean for mean in means if not math.isnan(mean)), default=0)
+        near = sum(mean >= 0.95 * best for mean in means)
+        lines.append(f"| {loss} | {' | '.join(f'{mean:.3f}' for mean in means)} | {near} of {len(rates)} |")
+    return lines
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    lines = [
+        "# The losses compared",
+        "",
+        "Written by `examples/compare_page.py`. " + " ".join(__doc__.split("\n\n")[2].split()),
+    ]
+    for name, title in TITLES.items():
+        path = folder / name / "results.json"
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text())
+        runs, settings = content["runs"], content["settings"]
+        of_runs = {"imbalance": imbalance, "tuning": tuning}.get(name, recipes)(runs)
+        picture = f"{name}.png"
+        if name == "imbalance":
+            plot_imbalance(folder / picture, runs, of_row)
+        elif name == "tuning":
+            plot_tuning(folder / picture, runs)
+        else:
+            plot_recipes(folder / picture, runs)
+        lines += ["", f"## {title.format(**settings)}", "", f"{settings['epochs']} epochs, {len(runs)} trainings.", ""]
+        lines += [*of_runs, "", f"![{title.format(**settings)}]({picture})"]
+        diverged = [f"{run['loss']} at {run['model']}, seed {run['seed']}" for run in runs if "diverged" in run]
+        if diverged:
+            lines += ["", f"Not finite, counted as 0: {'; '.join(diverged)}."]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Plots of compare.py's results: intervals, curves, IoU thresholds, classes, imbalance, tuning."""
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from experiments import IMBALANCES, LEARNING_RATES, LOSSES, TOP_KS, WITHOUT_KNOBS
+from scipy.stats import t as student
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from plots import STYLES
+
+STYLE_OF = {
+    loss: {"ls": line, "marker": marker, "ms": 5, "color": f"C{i}", "label": loss}
+    for i, (loss, (line, marker)) in enumerate(zip((*LOSSES, "focal tuned"), [*STYLES, ("--", "*")], strict=True))
+}
+IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; for two values, which say little, no width."""
+    if len(values) < 3:
+        return statistics.mean(values), math.nan
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), float(student.ppf(0.975, len(values) - 1)) * spread
+
+
+def plot_recipes(path: Path, runs: list[dict]) -> None:
+    """What every loss reaches by its recipe: AP by seed, curves, AP by IoU threshold, score against IoU."""
+    losses = [loss for loss in LOSSES if any(run["loss"] == loss for run in runs)]
+    _, ((points, curves), (thresholds, order)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    for i, loss in enumerate(losses):
+        of_loss = [run for run in runs if run["loss"] == loss]
+        mean, half = interval([run["ap"] for run in of_loss])
+        style = STYLE_OF[loss]
+        points.errorbar(mean, -i, xerr=half, capsize=4, **style)
+        points.plot([run["ap"] for run in of_loss], [-i + 0.25] * len(of_loss), "|", color=style["color"])
+        epochs = [point["epoch"] for point in of_loss[0]["curve"]]
+        means = [statistics.mean(run["curve"][k]["ap"] for run in of_loss) for k in range(len(epochs))]
+        curves.plot(epochs, means, **style)
+        above_focal = [
+            statistics.mean(run["by_iou"][k] for run in of_loss)
+            - statistics.mean(run["by_iou"][k] for run in runs if run["loss"] == "focal")
+            for k in range(10)
+        ]
+        thresholds.plot(IOU_THRESHOLDS, above_focal, **style)
+        (x, width), (y, height) = (
+            interval([run["correlation"] for run in of_loss]),
+            interval([run["by_iou"][5] for run in of_loss]),
+        )
+        order.errorbar(x, y, xerr=width, yerr=height, capsize=3, **style)
+    points.set_yticks([-i for i in range(len(losses))], losses)
+    points.set(title="AP of the test split: mean, 95 % interval, every seed", xlabel="AP")
+    curves.set(title="AP of the validation split, mean over the seeds", xlabel="epoch", ylabel="AP")
+    thresholds.set(title="AP by IoU threshold, less that of focal loss", xlabel="IoU threshold")
+    order.set(
+        title="Do scores know the boxes? Mean and 95 % interval",
+        xlabel="rank correlation of score and IoU of the detections that hit",
+        ylabel="AP at IoU 0.75",
+    )
+    for panel in (points, curves, thresholds, order):
+        panel.grid(alpha=0.3)
+    curves.legend(fontsize=9, ncols=2)
+    _save(path)
+
+
+def plot_imbalance(path: Path, runs: list[dict], rows: Callable[[list[dict], str], list[dict]]) -> None:
+    """AP against the imbalance of classes, and against the share of positives; `rows` are the runs of a row."""
+    _, (classes, positives) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    tops = {top_k: f"top {top_k} anchors" for top_k in TOP_KS} | {9: "classes 1:1"}
+    shares = {
+        setting: statistics.mean(run["positive_share"] for run in runs if run["model"] == setting)
+        for _, setting in sorted(tops.items())
+        if any(run["model"] == setting for run in runs)
+    }
+    for loss in ("focal", "focal tuned", *WITHOUT_KNOBS):
+        own = rows(runs, loss)
+        _line(classes, loss, [(x, [r for r in own if r["model"] == f"classes {x:g}:1"]) for x in IMBALANCES])
+        _line(positives, loss, [(x, [r for r in own if r["model"] == setting]) for setting, x in shares.items()])
+    classes.set(xscale="log", xlabel="most frequent class : rarest, in training", ylabel="AP", title="Rare classes")
+    classes.set_xticks(IMBALANCES, [f"{ratio:g}:1" for ratio in IMBALANCES])
+    positives.set(xscale="log", xlabel="share of positive anchors in training", title="Few and many positives")
+    positives.set_xticks(list(shares.values()), [f"{100 * value:.1f} %" for value in shares.values()])
+    positives.minorticks_off()
+    classes.minorticks_off()
+    classes.legend(fontsize=9)
+    _save(path)
+
+
+def plot_tuning(path: Path, runs: list[dict]) -> None:
+    """AP over learning rates, and of focal loss over alpha and gamma."""
+    _, (rates, grid) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for loss in LOSSES:
+        of_loss = [run for run in runs if run["loss"] == loss]
+        _line(
+            rates, loss, [(x, [r for r in of_loss if r["model"] == f"learning rate x {x:g}"]) for x in LEARNING_RATES]
+        )
+    rates.set(xscale="log", xlabel="learning rate, times that of the recipe", ylabel="AP", title="Learning rate")
+    rates.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES])
+    rates.minorticks_off()
+    rates.legend(fontsize=9, ncols=2)
+    found: dict[tuple[float, float], list[float]] = {}
+    for run in runs:
+        if run["model"].startswith("alpha"):
+            _, alpha, _, gamma = run["model"].split()
+            found.setdefault((float(alpha), float(gamma)), []).append(run["ap"])
+    alphas, gammas = (sorted({key[axis] for key in found}) for axis in (0, 1))
+    means = [[statistics.mean(found.get((alpha, gamma), [math.nan])) for gamma in gammas] for alpha in alphas]
+    if found:
+        grid.imshow(means, origin="lower", cmap="viridis", aspect="auto")
+        lowest, highest = min(map(min, means)), max(map(max, means))
+        for y, row in enumerate(means):
+            for x, value in enumerate(row):
+                dark = value < (lowest + highest) / 2
+                grid.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if dark else "black")
+    grid.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+    grid.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    grid.set(xlabel="gamma", ylabel="alpha", title="Focal loss: AP over alpha and gamma")
+    _save(path)
+
+
+def _line(panel: Axes, loss: str, points: list[tuple[float, list[dict]]]) -> None:
+    there = [(x, *interval([run["ap"] for run in runs])) for x, runs in points if runs]
+    if there:
+        x, means, halves = zip(*there, strict=True)
+        panel.errorbar(x, means, yerr=halves, capsize=3, **STYLE_OF[loss])
+        panel.grid(alpha=0.3)
+
+
+def _save(path: Path) -> None:
+    plt.gcf().savefig(path, dpi=110)
+    plt.close()
