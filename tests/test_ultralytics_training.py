@@ -1,6 +1,5 @@
 """Ultralytics' own training with the losses: interrupted, resumed, in two processes; the example and the page."""
 
-import argparse
 import json
 import math
 import os
@@ -206,20 +205,20 @@ def test_the_example_resumes(example, data, tmp_path, monkeypatch):
     def use_and_interrupt(model, loss):
         use_loss(model, loss).add_callback("on_model_save", interrupt)
 
-    arguments = argparse.Namespace(model="yolov8n.yaml", epochs=2, size=(64, 48), batch_size=4, seed=0, device="cpu")
+    run = (data, "ap", tmp_path / "run", "yolov8n.yaml", {"epochs": 2, "imgsz": 64, "batch": 4, "device": "cpu"})
     monkeypatch.setattr(example, "use_loss", use_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        example.train(data, "ap", tmp_path / "run", arguments)
+        example.train(*run)
     monkeypatch.undo()
     losses = tmp_path / "run" / "results.csv"
     assert len(losses.read_text().splitlines()) == 2  # a header and an epoch
-    best = example.train(data, "ap", tmp_path / "run", arguments)
+    best = example.train(*run)
     lines = losses.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2"]
     column = lines[0].split(",").index("train/cls_loss")
     # AP Loss is at most 1, and weighs 3; binary cross-entropy begins above 4.
     assert all(0 < float(line.split(",")[column]) <= 3 for line in lines[1:])
-    assert example.train(data, "ap", tmp_path / "run", arguments) == best
+    assert example.train(*run) == best
     assert losses.read_text().splitlines() == lines
 
 
