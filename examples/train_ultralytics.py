@@ -75,6 +75,8 @@ def train(file: Path, loss: str, folder: Path, model_name: str, options: dict) -
     weights = folder / "weights"
     resume = (weights / "last.pt").exists()
     model = YOLO(weights / "last.pt" if resume else model_name)
+    if resume and any(model.ckpt["train_args"][key] != options[key] for key in options.keys() - {"device"}):
+        raise InputError(f"{folder} was trained with other settings: remove it or choose another folder")
     if resume and model.ckpt["epoch"] < 0:  # trained to the end
         return weights / "best.pt"
     if recipe.loss is not None:

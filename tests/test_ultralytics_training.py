@@ -220,6 +220,8 @@ def test_the_example_resumes(example, data, tmp_path, monkeypatch):
     assert all(0 < float(line.split(",")[column]) <= 3 for line in lines[1:])
     assert example.train(*run) == best
     assert losses.read_text().splitlines() == lines
+    with pytest.raises(example.InputError, match="run was trained with other settings"):
+        example.train(*run[:-1], {**run[-1], "epochs": 3})
 
 
 def test_the_example(example, tmp_path):
