@@ -8,8 +8,8 @@ PARALLEL := -n 2 --dist loadfile
 NOT_OF_KERNELS := ahead_of_time bench bench_peers cli compare example notebooks package pages pictures readme repository results site
 KERNEL_TESTS := $(filter-out $(NOT_OF_KERNELS:%=tests/test_%.py), $(wildcard tests/test_*.py))
 
-.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning lint bench bench-host \
-	bench-compare gpu kernels package clean
+.PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning test-ultralytics \
+	test-mmdetection lint bench bench-host bench-compare gpu kernels package clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -34,15 +34,11 @@ fuzz: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz $(FUZZ)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m fuzz $(FUZZ)
 
-# In an environment of its own: torchvision has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
-test-torchvision: .venv-torchvision/installed
-	.venv-torchvision/bin/python -m pytest tests/test_torchvision.py
-
-test-transformers: .venv-transformers/installed
-	.venv-transformers/bin/python -m pytest tests/test_transformers.py
-
-test-lightning: .venv-lightning/installed
-	.venv-lightning/bin/python -m pytest tests/test_lightning.py
+# Each stack in an environment of its own: its tests, and the blocks of its page in docs/. torchvision, which Ultralytics
+# needs too, has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
+test-torchvision test-transformers test-lightning test-ultralytics test-mmdetection: test-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest $(wildcard tests/test_$*.py tests/test_$*_*.py)
+	.venv-$*/bin/python -m pytest tests/test_pages.py -k $*
 
 # Every kernel, in all its forms and dtypes, for every architecture, into docs/architectures.json. Takes long.
 kernels: $(VENV)/installed
@@ -100,22 +96,31 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench,examples,lint]'
 	touch $@
 
-.venv-torchvision/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-torchvision
-	.venv-torchvision/bin/python -m pip install --quiet 'torch===2.13.0' torchvision==0.28.0
-	.venv-torchvision/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,torchvision]'
+.venv-torchvision/installed .venv-ultralytics/installed: .venv-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet 'torch===2.13.0' torchvision==0.28.0
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,$*]'
 	touch $@
 
-.venv-transformers/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-transformers
-	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt torch
-	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,transformers]'
+.venv-transformers/installed .venv-lightning/installed: .venv-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,$*]'
 	touch $@
 
-.venv-lightning/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-lightning
-	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt torch
-	.venv-lightning/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,lightning]'
+# mmcv has no build for this torch: its CPU operators are compiled once, about 20 minutes on one core, and kept.
+MMCV := .venv-mmdetection/bin/python -m pip
+.venv-mmdetection/mmcv:
+	$(PYTHON) -m venv .venv-mmdetection
+	$(MMCV) install --quiet torch==2.6.0 torchvision==0.21.0 'numpy<2' 'setuptools<70' wheel ninja psutil
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 $(MMCV) install --no-build-isolation --no-binary mmcv mmcv==2.2.0 'numpy<2'
+	touch $@
+
+# mmdet 3.3.0 asks for mmcv < 2.2.0, and works with it.
+.venv-mmdetection/installed: pyproject.toml .venv-mmdetection/mmcv
+	$(MMCV) install --quiet mmengine==0.10.7 mmdet==3.3.0 'numpy<2' --editable '.[test,mmdetection]'
+	sed -i "s/^mmcv_maximum_version = '2.2.0'/mmcv_maximum_version = '2.3.0'/" \
+		.venv-mmdetection/lib/python*/site-packages/mmdet/__init__.py
 	touch $@
 
 # Neither torch nor this package: docstrings are read, not imported.

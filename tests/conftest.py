@@ -1,9 +1,14 @@
 """Fixtures: the device under test, and whether Triton interprets its kernels there."""
 
 import os
+import tempfile
 
 import pytest
 import torch
+
+# Ultralytics reads these when it is imported: no downloads, and no settings in the user's home.
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 
 
 @pytest.fixture(scope="session")
