@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 KERNEL_TESTS := $(filter-out tests/test_example.py $(wildcard tests/test_bench*.py) tests/test_cli.py \
 	tests/test_ahead_of_time.py tests/test_readme.py tests/test_repository.py, $(wildcard tests/test_*.py))
 
-.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers lint bench bench-host bench-compare gpu clean
+.PHONY: demo test test-installed test-interpreted fuzz test-torchvision test-transformers test-mmdetection lint bench bench-host bench-compare gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -35,6 +35,9 @@ test-torchvision: .venv-torchvision/installed
 
 test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py
+
+test-mmdetection: .venv-mmdetection/installed
+	.venv-mmdetection/bin/python -m pytest tests/test_mmdetection.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -76,6 +79,21 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-transformers
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-transformers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,transformers]'
+	touch $@
+
+# mmcv has no build for this torch: its CPU operators are compiled once, about 20 minutes on one core, and kept.
+MMCV := .venv-mmdetection/bin/python -m pip
+.venv-mmdetection/mmcv:
+	$(PYTHON) -m venv .venv-mmdetection
+	$(MMCV) install --quiet torch==2.6.0 torchvision==0.21.0 'numpy<2' 'setuptools<70' wheel ninja psutil
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 $(MMCV) install --no-build-isolation --no-binary mmcv mmcv==2.2.0 'numpy<2'
+	touch $@
+
+# mmdet 3.3.0 asks for mmcv < 2.2.0, and works with it.
+.venv-mmdetection/installed: pyproject.toml .venv-mmdetection/mmcv
+	$(MMCV) install --quiet mmengine==0.10.7 mmdet==3.3.0 'numpy<2' --editable '.[test,mmdetection]'
+	sed -i "s/^mmcv_maximum_version = '2.2.0'/mmcv_maximum_version = '2.3.0'/" \
+		.venv-mmdetection/lib/python*/site-packages/mmdet/__init__.py
 	touch $@
 
 clean:

@@ -62,6 +62,7 @@ def coco_folder(folder: Path, width: int, height: int) -> Dataset:
 
 
 def read_json(path: Path) -> dict:
+    """A COCO annotation file."""
     try:
         coco = json.loads(path.read_text())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""mmdetection 3's RetinaNet and ATSS trained with any of the losses: candidates of all levels and images ranked at once.
+"""mmdetection 3's RetinaNet and ATSS trained with any of the losses: all levels and images are ranked at once.
 
     custom_imports = dict(imports=["triton_rankloss.integrations.mmdetection"])
     model = dict(
