@@ -4,6 +4,7 @@ What mmdetection computes itself, one level after another, is what the heads are
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed; make test-mmdetecti
 from mmdet.models.dense_heads import ATSSHead, RetinaHead
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -277,6 +278,15 @@ def test_group_world_ranks_all_processes(maps):
         if loss == "APLoss":  # mmdetection divides by the mean number of positives, so the mean is that of the batch
             mean = sum(rank[index][0]["loss_bbox"] for rank in ranks) / 2
             assert mean == pytest.approx(losses["loss_bbox"].item(), rel=1e-5)
+
+
+def test_the_config_of_the_page(tmp_path):
+    page = (ROOT / "docs" / "mmdetection.md").read_text()
+    (tmp_path / "config.py").write_text(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0])
+    model = MODELS.build(Config.fromfile(tmp_path / "config.py").model)
+    assert type(model.bbox_head) is RankLossRetinaHead
+    assert isinstance(model.bbox_head.criterion, rankloss.RankSortLoss)
+    assert model.test_cfg.score_thr == 0
 
 
 @pytest.fixture(scope="module")
