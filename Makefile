@@ -37,7 +37,7 @@ test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py
 
 test-mmdetection: .venv-mmdetection/installed
-	.venv-mmdetection/bin/python -m pytest tests/test_mmdetection.py
+	.venv-mmdetection/bin/python -m pytest tests/test_mmdetection.py tests/test_mmdetection_training.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -9,7 +9,6 @@ killed is resumed from its last epoch. docs/mmdetection.md says how to install m
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
@@ -90,7 +89,6 @@ def load_own_checkpoint(filename: str, map_location: str | None) -> dict:
 
 def train_and_test(model: str, loss: str, seed: int, arguments: argparse.Namespace) -> dict:
     """One run, as results.json keeps it."""
-    start = time.perf_counter()
     runner = Runner.from_cfg(config(model, loss, seed, arguments))
     runner.train()
     metrics = runner.test()
@@ -101,7 +99,6 @@ def train_and_test(model: str, loss: str, seed: int, arguments: argparse.Namespa
         "ap": metrics["coco/bbox_mAP"],
         "ap50": metrics["coco/bbox_mAP_50"],
         "ap75": metrics["coco/bbox_mAP_75"],
-        "seconds": round(time.perf_counter() - start),
     }
 
 
@@ -113,16 +110,18 @@ def main() -> None:
     parser.add_argument("--loss", nargs="+", choices=[*LOSSES, "all"], default=["rank_sort"])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 192), help="of its images")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("out/mmdetection"))
     arguments = parser.parse_args()
     models = list(CONFIGS) if "all" in arguments.model else arguments.model
     losses = list(LOSSES) if "all" in arguments.loss else arguments.loss
-    settings = {name: vars(arguments)[name] for name in ("size", "epochs", "batch_size", "learning_rate")}
+    names = ("epochs", "batch_size", "learning_rate")
+    settings = {"data": arguments.data.resolve().name, "size": list(arguments.size)}
+    settings |= {name: getattr(arguments, name) for name in names}
     try:
-        results = Results(arguments.out, ("mmdet", "mmcv", "mmengine"), {**settings, "size": list(arguments.size)})
+        results = Results(arguments.out, ("mmdet", "mmcv", "mmengine"), settings)
         for seed in arguments.seed:
             for model in models:
                 for loss in losses:
