@@ -236,6 +236,8 @@ def test_bad_configs(maps):
         ranked(RankLossATSSHead, {"type": "APLoss", "delta": -1.0})
     with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'loss'"):
         make_head(RankLossRetinaHead)
+    with pytest.raises(TypeError, match=r"loss must be a config, .*; got RankSortLoss"):
+        make_head(RankLossRetinaHead, loss=rankloss.RankSortLoss())
     with pytest.raises(KeyError, match="RankSort is not in the mmdet::model registry"):
         ranked(RankLossRetinaHead, "RankSort")
 

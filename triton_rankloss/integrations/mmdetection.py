@@ -42,7 +42,7 @@ class RankLossHead(AnchorHead):
             default does. `loss_bbox` may be `IoUBalancedSmoothL1Loss`.
 
     Raises:
-        TypeError: `loss` is none of these.
+        TypeError: `loss` is no config, or that of another module.
         ValueError: `loss_cls` is one of a softmax, or `loss` has an argument of wrong range.
 
     The module is `criterion`: what it keeps (the balancing weight of `ALRPLoss`) is saved with the model.
@@ -157,6 +157,8 @@ def _flatten(levels: list[Tensor], channels: int) -> Tensor:
 
 def _with_group(loss: dict[str, Any]) -> dict[str, Any]:
     """`loss` with the process group that a config cannot hold; none where a single process trains."""
+    if not isinstance(loss, dict):
+        raise TypeError(f"loss must be a config, as dict(type='RankSortLoss'); got {type(loss).__name__}")
     if loss.get("group") != "world":
         return loss
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
