@@ -50,7 +50,7 @@ def coco_folder(folder: Path, width: int, height: int) -> Dataset:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
     paths = [folder / f"instances_{split}.json" for split in ("train", "val", "test")]
-    files = [_read_json(path) for path in paths]
+    files = [read_json(path) for path in paths]
     categories, splits = [], []
     for path, coco in zip(paths, files, strict=True):
         try:
@@ -61,7 +61,8 @@ def coco_folder(folder: Path, width: int, height: int) -> Dataset:
     return Dataset(folder.resolve().name, *splits, categories=categories, flip=True)
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A COCO annotation file."""
     try:
         coco = json.loads(path.read_text())
     except OSError as error:

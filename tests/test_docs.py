@@ -145,34 +145,3 @@ def test_detectron2(monkeypatch):
     labels = torch.randint(-1, CLASSES + 1, (IMAGES, sum(sizes)))
     boxes = torch.cat([level.tensor for level in anchors]).expand(IMAGES, -1, 4)
     check(names["RankSortRetinaNet"]().losses(anchors, logits, list(labels), deltas, list(boxes)), logits, deltas)
-
-
-@pytest.mark.parametrize("decoded", [False, True])
-def test_mmdetection(monkeypatch, decoded):
-    anchors = [anchors_of(level) for level in range(len(LEVELS))]
-    labels = [torch.randint(0, CLASSES + 1, (IMAGES, len(level))) for level in anchors]
-    weights = [(torch.rand(level.shape) > 0.2).float() for level in labels]
-    targets = [level.expand(IMAGES, -1, 4) * decoded for level in anchors]
-
-    class RetinaHead(torch.nn.Module):
-        num_classes = cls_out_channels = CLASSES
-        bbox_coder, reg_decoded_bbox = Coder(), decoded
-
-        def get_anchors(self, sizes, metas, device):
-            assert [tuple(size) for size in sizes] == list(LEVELS)
-            return [anchors] * IMAGES, None
-
-        def get_targets(self, anchors, valid, instances, metas, batch_gt_instances_ignore):
-            return labels, weights, targets, None, 1
-
-    stand_in(monkeypatch, "mmdet")
-    stand_in(monkeypatch, "mmdet.models")
-    stand_in(monkeypatch, "mmdet.models.dense_heads", RetinaHead=RetinaHead)
-    stand_in(monkeypatch, "mmdet.registry", MODELS=Registry())
-    stand_in(monkeypatch, "mmdet.structures")
-    stand_in(monkeypatch, "mmdet.structures.bbox", cat_boxes=torch.cat, get_box_tensor=lambda boxes: boxes)
-    names: dict = {}
-    exec(snippets("mmdetection.md")[0], names)
-    maps = [torch.randn(IMAGES, ANCHORS * CLASSES, *size, requires_grad=True) for size in LEVELS]
-    deltas = [(0.1 * torch.randn(IMAGES, ANCHORS * 4, *size)).requires_grad_() for size in LEVELS]
-    check(names["RankSortRetinaHead"]().loss_by_feat(maps, deltas, None, None), maps, deltas)
