@@ -31,7 +31,7 @@ fuzz: $(VENV)/installed
 
 # In an environment of its own: torchvision has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
 test-torchvision: .venv-torchvision/installed
-	.venv-torchvision/bin/python -m pytest tests/test_torchvision.py
+	.venv-torchvision/bin/python -m pytest tests/test_torchvision.py tests/test_torchvision_matches.py
 
 test-transformers: .venv-transformers/installed
 	.venv-transformers/bin/python -m pytest tests/test_transformers.py

@@ -27,7 +27,7 @@ TOTAL = 440.0  # seconds, for all steps but the report
 GRACE = 15.0  # seconds between asking a step to stop, which lets it write what it has, and ending it
 # Tests of things that are the same with a GPU.
 OFF_GPU = ("ahead_of_time", "bench", "bench_peers", "cli", "distributed", "example", "readme")
-OFF_GPU += ("torchvision", "transformers")
+OFF_GPU += ("torchvision", "torchvision_matches", "transformers")
 
 
 class Step(NamedTuple):

@@ -37,13 +37,13 @@ def backbone() -> BackboneWithFPN:
 
 
 def anchors() -> AnchorGenerator:
-    """Of three shapes for each cell."""
-    return AnchorGenerator(((16,), (40,), (80,), (160,)), ((0.5, 1.0, 2.0),) * len(STRIDES))
+    """Two squares for each cell."""
+    return AnchorGenerator(((20, 40), (56, 80), (112, 160), (224, 320)), ((1.0,),) * len(STRIDES))
 
 
 def retinanet(num_classes: int, sizes: dict[str, int]) -> RetinaNet:
     """Channel 0 is torchvision's background."""
-    head = RetinaNetHead(WIDTH, 3, num_classes + 1, norm_layer=NORM)
+    head = RetinaNetHead(WIDTH, 2, num_classes + 1, norm_layer=NORM)
     return RetinaNet(backbone(), num_classes + 1, anchor_generator=anchors(), head=head, **sizes, **DETECTIONS)
 
 

@@ -4,15 +4,15 @@
     python examples/train_torchvision.py --data FOLDER --model all --loss all --steps 400 --out out/torchvision
 
 FOLDER holds images/ and instances_{train,val,test}.json. The default is a few steps on scenes of digits, which show
-that everything works and train nothing. AP on the test split is printed, and with --out written to results.json, the
-runs of which are not repeated. "stock" is torchvision's own loss.
+that everything works and train nothing. At the end comes AP on the test split, "stock" with torchvision's own loss.
+With --out it is written to results.json, too, and runs that are there already are not repeated.
 """
 
 import argparse
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from data import Dataset, InputError, Split, coco_folder
@@ -22,53 +22,10 @@ from evaluate import coco_score
 from results import Results, table
 from torch import Tensor, nn
 from torchvision_models import MODELS
+from torchvision_recipes import RECIPES, Recipe
 from tqdm import tqdm
 
-import triton_rankloss as rankloss
 from triton_rankloss.integrations.torchvision import use_loss
-
-
-class Recipe(NamedTuple):
-    """What use_loss is given, called with the steps of an epoch, and the learning rate; None is torchvision's own."""
-
-    losses: Callable[[int], tuple[nn.Module, ...]] | None
-    learning_rate: float = 2e-3
-    options: dict[str, bool] = {}
-
-
-def ap(steps: int):
-    return rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss()
-
-
-def alrp(steps: int):
-    return (rankloss.ALRPLoss(steps_per_epoch=steps),)
-
-
-def rank_sort(steps: int):
-    return (rankloss.RankSortLoss(),)
-
-
-DENSE = {
-    "stock": Recipe(None),
-    "ap": Recipe(ap),
-    "alrp": Recipe(alrp),
-    "rank_sort": Recipe(rank_sort),
-    "dr": Recipe(lambda _: (rankloss.DRLoss(per_image=True), rankloss.GeneralizedBoxIoULoss())),
-    "iou_balanced": Recipe(lambda _: (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss())),
-    "harmonic": Recipe(lambda _: (rankloss.HarmonicDetectionLoss(classification="focal"),)),
-}
-RECIPES = {
-    "retinanet": DENSE,
-    "fcos": DENSE | {f"{name}_no": recipe._replace(options={"centerness": False}) for name, recipe in DENSE.items() if name != "stock"},
-    "faster_rcnn": {
-        "stock": Recipe(None),
-        "ap": Recipe(ap),
-        "alrp": Recipe(alrp),
-        "rank_sort": Recipe(rank_sort),
-        "iou_balanced": Recipe(lambda _: (rankloss.IoUBalancedCrossEntropyLoss(), rankloss.IoUBalancedSmoothL1Loss())),
-        "harmonic": Recipe(lambda _: (rankloss.HarmonicDetectionLoss(classification="softmax"),)),
-    },
-}
 
 
 def load(arguments: argparse.Namespace) -> Dataset:
@@ -78,19 +35,8 @@ def load(arguments: argparse.Namespace) -> Dataset:
     return digit_scenes(128, 128, 0)
 
 
-def batches(dataset: Dataset, arguments: argparse.Namespace, seed: int) -> Iterator[tuple[list, list]]:
-    """Images and targets as torchvision takes them: epoch after epoch in random order, mirrored at random."""
-    split, generator = dataset.train, torch.Generator().manual_seed(seed)
-    while True:
-        for chosen in torch.randperm(len(split.images), generator=generator).split(arguments.batch_size):
-            mirror = (torch.rand(len(chosen), generator=generator) < 0.5 * dataset.flip).tolist()
-            pairs = [example(split, i, flip, arguments.device) for i, flip in zip(chosen.tolist(), mirror, strict=True)]
-            images, targets = zip(*pairs, strict=True)
-            yield list(images), list(targets)
-
-
-def example(split: Split, index: int, mirror: bool, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image in 0..1, and its objects; label 0 is torchvision's background."""
+def example(split: Split, index: int, mirror: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image in 0..1 and its objects, as torchvision takes them: label 0 is the background."""
     image, boxes = split.images[index] / 255, split.boxes[index]
     if mirror:
         image, width = image.flip(-1), image.shape[-1]
@@ -98,20 +44,43 @@ def example(split: Split, index: int, mirror: bool, device: torch.device) -> tup
     return image.to(device), {"boxes": boxes.to(device), "labels": split.labels[index].to(device) + 1}
 
 
-def train(model: nn.Module, dataset: Dataset, arguments: argparse.Namespace, seed: int, learning_rate: float, name: str) -> None:
+def batches(dataset: Dataset, batch_size: int, seed: int, device: torch.device) -> Iterator[tuple[list, list]]:
+    """Images and targets, without end: every epoch in another order, each image mirrored or not."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.randperm(len(dataset.train.images), generator=generator).split(batch_size):
+            mirror = dataset.flip * torch.randint(2, (len(chosen),), generator=generator)
+            chosen_and_mirror = zip(chosen.tolist(), mirror.tolist(), strict=True)
+            images, targets = zip(*(example(dataset.train, *pair, device) for pair in chosen_and_mirror), strict=True)
+            yield list(images), list(targets)
+
+
+def build(name: str, recipe: Recipe, dataset: Dataset, arguments: argparse.Namespace) -> nn.Module:
+    """A model with the loss of `recipe`."""
+    height, width = dataset.train.images.shape[-2:]
+    model = MODELS[name](len(dataset.categories), {"min_size": min(width, height), "max_size": max(width, height)})
+    losses = recipe.losses(math.ceil(len(dataset.train.images) / arguments.batch_size))
+    if losses:
+        use_loss(model, *losses, **recipe.options)
+    return model.to(arguments.device)
+
+
+def train(model: nn.Module, dataset: Dataset, recipe: Recipe, seed: int, arguments: argparse.Namespace) -> None:
     """AdamW, the learning rate rising and falling once."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=arguments.steps, pct_start=0.1)
+    steps = arguments.steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1)
+    data = batches(dataset, arguments.batch_size, seed, arguments.device)
     model.train()
-    bar = tqdm(zip(range(arguments.steps), batches(dataset, arguments, seed)), desc=name, total=arguments.steps, mininterval=5)
-    for _, (images, targets) in bar:
-        losses = model(images, targets)
+    bar = tqdm(range(steps), dynamic_ncols=True, mininterval=1)
+    for _ in bar:
+        losses = model(*next(data))
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix({part: f"{value.item():.3f}" for part, value in losses.items()}, refresh=False)
+        bar.set_postfix({name: f"{part.item():.3f}" for name, part in losses.items()}, refresh=False)
 
 
 @torch.no_grad()
@@ -127,46 +96,56 @@ def detect(model: nn.Module, split: Split, device: torch.device) -> list[Detecti
     return detections
 
 
-def run(dataset, name, loss, seed, arguments):
-    """One."""
-    height, width = dataset.train.images.shape[-2:]
-    torch.manual_seed(seed)
-    model = MODELS[name](len(dataset.categories), {"min_size": min(width, height), "max_size": max(width, height)})
+def run(name: str, loss: str, seed: int, dataset: Dataset, arguments: argparse.Namespace) -> dict:
+    """Train and test: every loss of a model has the same weights to start from, and the same batches."""
+    print(f"{name}, {loss}, seed {seed}")
     recipe = RECIPES[name][loss]
-    if recipe.losses is not None:
-        use_loss(model, *recipe.losses(-(-len(dataset.train.images) // arguments.batch_size)), **recipe.options)
-    model.to(arguments.device)
+    torch.manual_seed(seed)
+    model = build(name, recipe, dataset, arguments)
     start = time.perf_counter()
-    lr = arguments.lr or recipe.learning_rate
-    train(model, dataset, arguments, seed, lr, f"{name} {loss}")
+    train(model, dataset, recipe, seed, arguments)
     seconds = time.perf_counter() - start
     score = coco_score(detect(model, dataset.test, arguments.device), dataset.test, dataset.categories)
-    print("RESULT", name, loss, lr, arguments.steps, seed, *(f"{x:.3f}" for x in score), f"{seconds:.0f}", flush=True)
-    return {"model": name, "loss": loss, "seed": seed, **score._asdict(), "seconds": seconds, "learning_rate": lr}
+    found = {"model": name, "loss": loss, "seed": seed, **score._asdict()}
+    return found | {"learning_rate": recipe.learning_rate, "seconds": seconds}
 
 
 def main() -> None:
     """Run from the command line."""
+    losses = list(dict.fromkeys(loss for recipes in RECIPES.values() for loss in recipes))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["retinanet"])
-    parser.add_argument("--loss", nargs="+", default=["rank_sort"])
+    parser.add_argument("--model", choices=[*MODELS, "all"], nargs="+", default=["retinanet"])
+    parser.add_argument("--loss", choices=[*losses, "all"], nargs="+", default=["rank_sort"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 192), help="of its images")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--lr", type=float)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder of results.json (default: none is written)")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    models = list(MODELS) if "all" in arguments.model else arguments.model
+    chosen = losses if "all" in arguments.loss else arguments.loss
     try:
         dataset = load(arguments)
+        height, width = dataset.train.images.shape[-2:]
+        settings = {"data": dataset.name, "size": [width, height], "steps": arguments.steps}
+        settings["batch_size"] = arguments.batch_size
+        results = Results(arguments.out, ("torchvision",), settings) if arguments.out else None
     except InputError as error:
         parser.error(str(error))
-    for seed in arguments.seed:
-        for model in arguments.model:
-            for loss in arguments.loss:
-                run(dataset, model, loss, seed, arguments)
+    runs = [
+        (name, loss, seed) for seed in arguments.seed for name in models for loss in chosen if loss in RECIPES[name]
+    ]
+    if not runs:
+        parser.error(f"{' '.join(models)} is not trained with {' '.join(chosen)} here; see torchvision_recipes.py")
+    found = []
+    for name, loss, seed in runs:
+        if results is None:
+            found.append(run(name, loss, seed, dataset, arguments))
+        elif not results.has(name, loss, seed):
+            results.add(run(name, loss, seed, dataset, arguments))
+    print(table(found if results is None else results.runs))
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def takes_softmax(loss: nn.Module | DetectionLoss) -> bool:
     )
 
 
-def check_losses(
-    loss: nn.Module | DetectionLoss, box_loss: nn.Module | None, background_channel: bool = False
-) -> None:
+def check_losses(loss: nn.Module | DetectionLoss, box_loss: nn.Module | None, background_channel: bool = False) -> None:
     """Refuse what `detection_parts` would not know how to call; of a softmax, a head without a background channel."""
     for name, value in (("loss", loss), ("box_loss", box_loss)):
         if isinstance(value, type):
@@ -66,7 +64,7 @@ def check_losses(
         return
     if not background_channel:
         raise ValueError(f"loss must take sigmoids: the head has no channel for the background; got {loss}")
-    if loss.background != -1:  # type: ignore[union-attr]
+    if getattr(loss, "background", -1) != -1:
         raise ValueError(f"background must be -1: Matches has its channel last; got {loss}")
 
 

@@ -180,7 +180,7 @@ class LossRoIHeads(RoIHeads):
     def postprocess_detections(
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels of the detections of each image; scores are sigmoids unless the loss is a softmax."""
+        """Boxes, scores and labels of each image's detections; scores are sigmoids unless the loss takes a softmax."""
         if takes_softmax(self.loss):
             return super().postprocess_detections(class_logits, box_regression, proposals, image_shapes)
         sizes = [len(image) for image in proposals]
@@ -243,5 +243,5 @@ def _centerness_loss(logits: Tensor, distances: Tensor) -> Tensor:
 def _say_one(centerness: nn.Conv2d) -> None:
     """Its sigmoid is 1 from now on, and in every FCOS that loads these weights."""
     nn.init.zeros_(centerness.weight)
-    nn.init.constant_(centerness.bias, 100.0)
+    nn.init.constant_(centerness.get_parameter("bias"), 100.0)
     centerness.requires_grad_(False)
