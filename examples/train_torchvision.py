@@ -1,13 +1,17 @@
-"""Train torchvision's RetinaNet, small and without pretrained weights, with any of the losses.
+"""Train torchvision's RetinaNet, FCOS and Faster R-CNN, small and without pretrained weights, with the losses.
 
-    python examples/train_torchvision.py --loss rank_sort --steps 200
-    python examples/train_torchvision.py --loss alrp --data FOLDER --steps 2000     # a COCO-format folder
+    python examples/train_torchvision.py --model fcos --loss rank_sort
+    python examples/train_torchvision.py --data FOLDER --model all --loss all --steps 400 --out out/torchvision
 
 FOLDER holds images/ and instances_{train,val,test}.json. The default is a few steps on scenes of digits, which show
-that everything works and train nothing; AP on the test split is printed at the end.
+that everything works and train nothing. At the end comes AP on the test split, "stock" with torchvision's own loss.
+With --out it is written to results.json, too, and runs that are there already are not repeated.
 """
 
 import argparse
+import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,76 +19,72 @@ from data import Dataset, InputError, Split, coco_folder
 from detector import Detections
 from digits import digit_scenes
 from evaluate import coco_score
-from torchvision.models import resnet18
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from tqdm import trange
+from results import Results, table
+from torch import Tensor, nn
+from torchvision_models import MODELS
+from torchvision_recipes import RECIPES, Recipe
+from tqdm import tqdm
 
-import triton_rankloss as rankloss
 from triton_rankloss.integrations.torchvision import use_loss
-
-# The loss and, for losses of the classification alone, that of the boxes.
-LOSSES = {
-    "focal": None,  # torchvision's own
-    "ap": lambda: (rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss()),
-    "alrp": lambda: (rankloss.ALRPLoss(steps_per_epoch=100),),
-    "rank_sort": lambda: (rankloss.RankSortLoss(),),
-    "dr": lambda: (rankloss.DRLoss(per_image=True), rankloss.GeneralizedBoxIoULoss()),
-    "iou_balanced": lambda: (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss()),
-    "harmonic": lambda: (rankloss.HarmonicDetectionLoss(classification="focal"),),
-}
-
-
-def small_retinanet(num_classes: int, width: int, height: int) -> RetinaNet:
-    """ResNet-18, a narrow pyramid of strides 8 to 64, three anchors per cell; channel 0 is torchvision's background."""
-    levels = {"layer2": "0", "layer3": "1", "layer4": "2"}
-    backbone = BackboneWithFPN(resnet18(weights=None), levels, [128, 256, 512], out_channels=64)
-    anchors = AnchorGenerator(((24,), (48,), (96,), (192,)), ((0.5, 1.0, 2.0),) * 4)
-    return RetinaNet(
-        backbone,
-        num_classes + 1,
-        min_size=min(width, height),
-        max_size=max(width, height),
-        anchor_generator=anchors,
-        # A ranking loss fixes the order of the scores, not their level: a threshold would drop any of them.
-        score_thresh=0.0,
-        detections_per_img=100,
-    )
 
 
 def load(arguments: argparse.Namespace) -> Dataset:
     """The user's folder, or scenes of digits."""
     if arguments.data:
         return coco_folder(arguments.data, *arguments.size)
-    return digit_scenes(128, 128, arguments.seed)
+    return digit_scenes(128, 128, 0)
 
 
-def train(model: RetinaNet, split: Split, arguments: argparse.Namespace) -> None:
-    """AdamW on random batches, the learning rate rising and falling once."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=arguments.steps)
-    generator = torch.Generator().manual_seed(arguments.seed)
+def example(split: Split, index: int, mirror: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image in 0..1 and its objects, as torchvision takes them: label 0 is the background."""
+    image, boxes = split.images[index] / 255, split.boxes[index]
+    if mirror:
+        image, width = image.flip(-1), image.shape[-1]
+        boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
+    return image.to(device), {"boxes": boxes.to(device), "labels": split.labels[index].to(device) + 1}
+
+
+def batches(dataset: Dataset, batch_size: int, seed: int, device: torch.device) -> Iterator[tuple[list, list]]:
+    """Images and targets, without end: every epoch in another order, each image mirrored or not."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.randperm(len(dataset.train.images), generator=generator).split(batch_size):
+            mirror = dataset.flip * torch.randint(2, (len(chosen),), generator=generator)
+            chosen_and_mirror = zip(chosen.tolist(), mirror.tolist(), strict=True)
+            images, targets = zip(*(example(dataset.train, *pair, device) for pair in chosen_and_mirror), strict=True)
+            yield list(images), list(targets)
+
+
+def build(name: str, recipe: Recipe, dataset: Dataset, arguments: argparse.Namespace) -> nn.Module:
+    """A model with the loss of `recipe`."""
+    height, width = dataset.train.images.shape[-2:]
+    model = MODELS[name](len(dataset.categories), {"min_size": min(width, height), "max_size": max(width, height)})
+    losses = recipe.losses(math.ceil(len(dataset.train.images) / arguments.batch_size))
+    if losses:
+        use_loss(model, *losses, **recipe.options)
+    return model.to(arguments.device)
+
+
+def train(model: nn.Module, dataset: Dataset, recipe: Recipe, seed: int, arguments: argparse.Namespace) -> None:
+    """AdamW, the learning rate rising and falling once."""
+    steps = arguments.steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1)
+    data = batches(dataset, arguments.batch_size, seed, arguments.device)
     model.train()
-    bar = trange(arguments.steps, desc=arguments.loss)
+    bar = tqdm(range(steps), dynamic_ncols=True, mininterval=1)
     for _ in bar:
-        chosen = torch.randint(len(split.images), (arguments.batch_size,), generator=generator).tolist()
-        images = [split.images[i].to(arguments.device) / 255 for i in chosen]
-        targets = [
-            {"boxes": split.boxes[i].to(arguments.device), "labels": split.labels[i].to(arguments.device) + 1}
-            for i in chosen
-        ]
-        losses = model(images, targets)
+        losses = model(*next(data))
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix({name: f"{part.item():.3f}" for name, part in losses.items()})
+        bar.set_postfix({name: f"{part.item():.3f}" for name, part in losses.items()}, refresh=False)
 
 
 @torch.no_grad()
-def detect(model: RetinaNet, split: Split, device: torch.device) -> list[Detections]:
+def detect(model: nn.Module, split: Split, device: torch.device) -> list[Detections]:
     """Detections of every image, with labels from 0 again; what was found as background is dropped."""
     model.eval()
     detections = []
@@ -96,29 +96,56 @@ def detect(model: RetinaNet, split: Split, device: torch.device) -> list[Detecti
     return detections
 
 
+def run(name: str, loss: str, seed: int, dataset: Dataset, arguments: argparse.Namespace) -> dict:
+    """Train and test: every loss of a model has the same weights to start from, and the same batches."""
+    print(f"{name}, {loss}, seed {seed}")
+    recipe = RECIPES[name][loss]
+    torch.manual_seed(seed)
+    model = build(name, recipe, dataset, arguments)
+    start = time.perf_counter()
+    train(model, dataset, recipe, seed, arguments)
+    seconds = time.perf_counter() - start
+    score = coco_score(detect(model, dataset.test, arguments.device), dataset.test, dataset.categories)
+    found = {"model": name, "loss": loss, "seed": seed, **score._asdict()}
+    return found | {"learning_rate": recipe.learning_rate, "seconds": seconds}
+
+
 def main() -> None:
     """Run from the command line."""
+    losses = list(dict.fromkeys(loss for recipes in RECIPES.values() for loss in recipes))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loss", choices=LOSSES, default="rank_sort")
+    parser.add_argument("--model", choices=[*MODELS, "all"], nargs="+", default=["retinanet"])
+    parser.add_argument("--loss", choices=[*losses, "all"], nargs="+", default=["rank_sort"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 192), help="of its images")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, help="folder of results.json (default: none is written)")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    models = list(MODELS) if "all" in arguments.model else arguments.model
+    chosen = losses if "all" in arguments.loss else arguments.loss
     try:
         dataset = load(arguments)
+        height, width = dataset.train.images.shape[-2:]
+        settings = {"data": dataset.name, "size": [width, height], "steps": arguments.steps}
+        settings["batch_size"] = arguments.batch_size
+        results = Results(arguments.out, ("torchvision",), settings) if arguments.out else None
     except InputError as error:
         parser.error(str(error))
-    torch.manual_seed(arguments.seed)
-    model = small_retinanet(len(dataset.categories), *reversed(dataset.train.images.shape[-2:])).to(arguments.device)
-    if LOSSES[arguments.loss] is not None:
-        use_loss(model, *LOSSES[arguments.loss]()).to(arguments.device)
-    train(model, dataset.train, arguments)
-    score = coco_score(detect(model, dataset.test, arguments.device), dataset.test, dataset.categories)
-    print(f"{arguments.loss}: AP {score.ap:.3f}, AP50 {score.ap50:.3f} after {arguments.steps} steps")
+    runs = [
+        (name, loss, seed) for seed in arguments.seed for name in models for loss in chosen if loss in RECIPES[name]
+    ]
+    if not runs:
+        parser.error(f"{' '.join(models)} is not trained with {' '.join(chosen)} here; see torchvision_recipes.py")
+    found = []
+    for name, loss, seed in runs:
+        if results is None:
+            found.append(run(name, loss, seed, dataset, arguments))
+        elif not results.has(name, loss, seed):
+            results.add(run(name, loss, seed, dataset, arguments))
+    print(table(found if results is None else results.runs))
 
 
 if __name__ == "__main__":
