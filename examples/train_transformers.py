@@ -22,7 +22,7 @@ from detector import Detections
 from digits import digit_scenes
 from evaluate import coco_score
 from results import KEYS, Results, table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -55,27 +55,30 @@ LOSSES = {
 
 
 def small_model(name: str, categories: list[dict]) -> PreTrainedModel:
-    """ResNet-18's blocks and a detector of a quarter of the usual width, with random weights."""
+    """Four of ResNet-18's blocks and a detector of a quarter of the usual width, with random weights."""
     make_config, make_model = MODELS[name]
     backbone = RTDetrResNetConfig(
-        embedding_size=32,
-        hidden_sizes=[32, 64, 96, 128],
-        depths=[2, 2, 2, 2],
+        embedding_size=16,
+        hidden_sizes=[16, 48, 96, 128],
+        depths=[1, 1, 1, 1],
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
     config = make_config(
         backbone_config=backbone,
         freeze_backbone_batch_norms=False,  # nothing was pretrained
-        encoder_in_channels=[64, 96, 128],
+        encoder_in_channels=[48, 96, 128],
         encoder_hidden_dim=64,
+        hidden_expansion=0.5,
         encoder_ffn_dim=128,
+        encoder_attention_heads=4,
         d_model=64,
         decoder_in_channels=[64, 64, 64],
         decoder_ffn_dim=128,
-        decoder_layers=3,
+        decoder_attention_heads=4,
+        decoder_layers=2,
         num_queries=60,
-        num_denoising=60,
+        num_denoising=30,
         id2label={label: category["name"] for label, category in enumerate(categories)},
     )
     return make_model(config)
@@ -167,8 +170,17 @@ def options_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Traini
     )
 
 
-def run(model: PreTrainedModel, dataset: Dataset, options: TrainingArguments) -> dict[str, float]:
-    """Train from the last checkpoint in the folder of the run, if there is one; AP on the test split."""
+def run(name: str, loss: nn.Module | None, dataset: Dataset, options: TrainingArguments) -> dict[str, float]:
+    """Train, from the last checkpoint in the folder of the run if there is one; AP on the test split."""
+    folder = Path(options.output_dir)
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    set_seed(options.seed)
+    model = small_model(name, dataset.categories)
+    if checkpoint:
+        # `Trainer` finds only part of the weights: they are saved under names that not all layers have in memory.
+        model = model.from_pretrained(checkpoint)
+    if loss is not None:
+        use_loss(model, loss)
     trainer = DetectionTrainer(
         model,
         options,
@@ -177,8 +189,7 @@ def run(model: PreTrainedModel, dataset: Dataset, options: TrainingArguments) ->
         eval_dataset=Images(dataset.val),
         compute_metrics=coco_metrics(dataset.val, dataset.categories),
     )
-    folder = Path(options.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.compute_metrics = coco_metrics(dataset.test, dataset.categories)
     return trainer.evaluate(Images(dataset.test), metric_key_prefix="test")
 
@@ -213,13 +224,9 @@ def main() -> None:
         if results.has(name, loss, seed):
             continue
         options = options_of(arguments, arguments.out / f"{name}-{loss}-{seed}", seed)
-        set_seed(seed)
-        model = small_model(name, dataset.categories)
-        if LOSSES[loss] is not None:
-            group = torch.distributed.group.WORLD if options.world_size > 1 else None
-            use_loss(model, LOSSES[loss](group=group))
+        group = torch.distributed.group.WORLD if options.world_size > 1 else None
         start = time.perf_counter()
-        found = run(model, dataset, options)
+        found = run(name, LOSSES[loss] and LOSSES[loss](group=group), dataset, options)
         scores = {key: found[f"test_{key}"] for key in KEYS}
         if options.process_index == 0:
             seconds = round(time.perf_counter() - start)

@@ -24,7 +24,7 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 from .. import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
 from ..boxes import box_iou
 
-_DEFORMABLE = ("deformable_detr", "conditional_detr", "dab_detr")
+_DEFORMABLE = ("deformable_detr", "conditional_detr", "dab-detr")
 MODEL_TYPES = ("rt_detr", "rt_detr_v2", "d_fine", *_DEFORMABLE)
 _OF_SCORES = (APLoss, DRLoss)
 _OF_SCORES_AND_IOU = (RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
@@ -152,18 +152,20 @@ def _rt_detr_sets(
         last = {name: values.split(split, dim=1)[1] for name, values in last.items()}
     yield "", last
     if config.auxiliary_loss:
-        yield from ((f"_aux_{i}", outputs) for i, outputs in enumerate([*_unstack(layers)[:-1], encoder]))
+        yield from ((f"_aux_{i}", outputs) for i, outputs in enumerate([*_unstack(layers, slice(-1)), encoder]))
     if config.auxiliary_loss and noisy is not None:
-        yield from ((f"_dn_{i}", outputs) for i, outputs in enumerate(_unstack(noisy)))
+        yield from ((f"_dn_{i}", outputs) for i, outputs in enumerate(_unstack(noisy, slice(None))))
 
 
-def _unstack(layers: Outputs) -> list[Outputs]:
-    """The outputs of each layer; those of D-FINE are taught by the last one's."""
-    unstacked = [{name: stack[:, i] for name, stack in layers.items()} for i in range(layers["logits"].shape[1])]
-    if "pred_corners" in layers:
-        teacher = {"teacher_corners": layers["pred_corners"][:, -1], "teacher_logits": layers["logits"][:, -1]}
-        unstacked = [outputs | teacher for outputs in unstacked]
-    return unstacked
+def _unstack(layers: Outputs, chosen: slice) -> list[Outputs]:
+    """The outputs of each of these layers; those of D-FINE are taught by the last one's."""
+    # D-FINE has logits and boxes before its first layer; the library pairs them with the corners of that layer too.
+    columns = zip(*(stack.unbind(1)[chosen] for stack in layers.values()), strict=False)
+    unstacked = [dict(zip(layers, column, strict=True)) for column in columns]
+    if "pred_corners" not in layers:
+        return unstacked
+    teacher = {"teacher_corners": layers["pred_corners"][:, -1], "teacher_logits": layers["logits"][:, -1]}
+    return [outputs | teacher for outputs in unstacked]
 
 
 def _deformable_sets(config: Any, last: Outputs, layers: Outputs, *_: Any) -> Iterator[tuple[str, Outputs]]:
