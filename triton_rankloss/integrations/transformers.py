@@ -180,10 +180,12 @@ def _class_parts(loss: nn.Module, outputs: Outputs, targets: Labels, indices: In
     """The loss of the classes of one set of predictions, whose matched queries are the positives."""
     logits = outputs["logits"]
     labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
-    iou = torch.zeros(logits.shape[:2], device=logits.device)
+    found = outputs["pred_boxes"].detach()
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    iou = found.new_zeros(logits.shape[:2])
     for image, (target, (queries, objects)) in enumerate(zip(targets, indices, strict=True)):
         labels[image, queries] = target["class_labels"][objects]
-        pair = outputs["pred_boxes"][image, queries].detach().float(), target["boxes"][objects].float()
+        pair = found[image, queries], target["boxes"][objects].to(found.dtype)
         iou[image, queries] = box_iou(*(center_to_corners_format(boxes) for boxes in pair))
     if isinstance(loss, _OF_SCORES):
         return {"loss_class": loss(logits, labels)}
