@@ -34,7 +34,7 @@ test-torchvision: .venv-torchvision/installed
 	.venv-torchvision/bin/python -m pytest tests/test_torchvision.py
 
 test-transformers: .venv-transformers/installed
-	.venv-transformers/bin/python -m pytest tests/test_transformers.py
+	.venv-transformers/bin/python -m pytest tests/test_transformers.py tests/test_transformers_trainer.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    ConditionalDetrForObjectDetection,
+    DabDetrForObjectDetection,
+    DeformableDetrForObjectDetection,
+    DFineForObjectDetection,
+    PreTrainedModel,
+    RTDetrForObjectDetection,
+    RTDetrV2ForObjectDetection,
+)
 from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_d_fine import DFineLoss
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
@@ -24,8 +32,8 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 from .. import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
 from ..boxes import box_iou
 
-_DEFORMABLE = ("deformable_detr", "conditional_detr", "dab-detr")
-MODEL_TYPES = ("rt_detr", "rt_detr_v2", "d_fine", *_DEFORMABLE)
+_DEFORMABLE = (DeformableDetrForObjectDetection, ConditionalDetrForObjectDetection, DabDetrForObjectDetection)
+MODELS = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection, DFineForObjectDetection, *_DEFORMABLE)
 _OF_SCORES = (APLoss, DRLoss)
 _OF_SCORES_AND_IOU = (RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 
@@ -38,8 +46,8 @@ def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
     """Give a detector another classification loss.
 
     Args:
-        model: an `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`, `DFineForObjectDetection`, or one of
-            Deformable, Conditional and DAB-DETR; its `loss_function` is set.
+        model: an RT-DETR, RT-DETRv2, D-FINE, Deformable DETR, Conditional DETR or DAB-DETR `...ForObjectDetection`;
+            its `loss_function` is set.
         loss: `APLoss`, `RankSortLoss`, `DRLoss`, `IoUBalancedFocalLoss` or `IoUBalancedBCELoss`. With a `group` the
             losses of boxes too are those of the global batch, and every rank must call the model with labels equally
             often.
@@ -50,18 +58,23 @@ def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
     Raises:
         TypeError: another kind of model or loss.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if model_type not in MODEL_TYPES or not type(model).__name__.endswith("ForObjectDetection"):
-        raise TypeError(f"model must be for object detection, of {', '.join(MODEL_TYPES)}; got {type(model).__name__}")
+    if not isinstance(model, MODELS):
+        names = ", ".join(kind.__name__ for kind in MODELS)
+        raise TypeError(f"model must be one of {names}; got {type(model).__name__}")
     if not isinstance(loss, (*_OF_SCORES, *_OF_SCORES_AND_IOU)):
         names = ", ".join(kind.__name__ for kind in (*_OF_SCORES, *_OF_SCORES_AND_IOU))
         raise TypeError(f"loss must be one of {names}; got {type(loss).__name__}")
-    model.loss_function = _loss_function(loss)
+    model.loss_function = _loss_function(model, loss)
     return model
 
 
-def _loss_function(loss: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Tensor], list[Outputs] | None]]:
-    """For the `loss_function` of a model, which takes functions alone: a module set there is ignored."""
+def _loss_function(
+    model: PreTrainedModel, loss: nn.Module
+) -> Callable[..., tuple[Tensor, dict[str, Tensor], list[Outputs] | None]]:
+    """For the `loss_function` of `model`, which takes functions alone: a module set there is ignored."""
+    deformable = isinstance(model, _DEFORMABLE)
+    make_criterion = _deformable_criterion if deformable else _rt_detr_criterion
+    make_sets: Callable[..., Iterator[tuple[str, Outputs]]] = _deformable_sets if deformable else _rt_detr_sets
 
     def loss_function(
         logits: Tensor,
@@ -69,17 +82,16 @@ def _loss_function(loss: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Ten
         device: torch.device,
         pred_boxes: Tensor,
         config: Any,
-        outputs_class: Tensor | None = None,
-        outputs_coord: Tensor | None = None,
+        outputs_class: Any = None,
+        outputs_coord: Any = None,
         denoising_meta_values: dict[str, Any] | None = None,
         **more: Any,
     ) -> tuple[Tensor, dict[str, Tensor], list[Outputs] | None]:
         """(loss, its weighted parts, the predictions of the earlier layers if they have losses)."""
-        criterion, weights = _criterion(config)
+        criterion, weights = make_criterion(config)
         criterion.to(device)
-        denoising, num_objects, num_noisy = _count(loss, logits, labels, denoising_meta_values)
-        layers = {"logits": outputs_class, "pred_boxes": outputs_coord}
-        make_sets = _deformable_sets if config.model_type in _DEFORMABLE else _rt_detr_sets
+        denoising, num_objects, num_noisy = _count(loss.group, logits, labels, denoising_meta_values)
+        layers: Outputs = {"logits": outputs_class, "pred_boxes": outputs_coord}
         sets = list(make_sets(config, {"logits": logits, "pred_boxes": pred_boxes}, layers, denoising, **more))
         parts: dict[str, Tensor] = {}
         for suffix, outputs in sets:
@@ -100,18 +112,20 @@ def _loss_function(loss: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Ten
     return loss_function
 
 
-def _criterion(config: Any) -> tuple[nn.Module, dict[str, float]]:
+def _rt_detr_criterion(config: Any) -> tuple[Any, dict[str, float]]:
     """The library's, of which matching and losses of boxes are used, and the weights of these."""
-    if config.model_type not in _DEFORMABLE:
-        criterion = (DFineLoss if config.model_type == "d_fine" else RTDetrLoss)(config)
-        return criterion, criterion.weight_dict
+    criterion = (DFineLoss if config.model_type == "d_fine" else RTDetrLoss)(config)
+    return criterion, criterion.weight_dict
+
+
+def _deformable_criterion(config: Any) -> tuple[Any, dict[str, float]]:
     matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
     weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
     return DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, ["boxes"]), weights
 
 
 def _count(
-    loss: nn.Module, logits: Tensor, labels: Labels, denoising: dict[str, Any] | None
+    group: Any, logits: Tensor, labels: Labels, denoising: dict[str, Any] | None
 ) -> tuple[dict[str, Any] | None, float, float]:
     """`denoising`, and the divisors of the losses of boxes: objects, and those of the denoising queries.
 
@@ -121,10 +135,10 @@ def _count(
     num_objects = sum(len(image["class_labels"]) for image in labels)
     counts = [num_objects, num_objects * denoising["dn_num_group"] if denoising else 0]
     world_size = 1
-    if loss.group is not None:
-        world_size = dist.get_world_size(loss.group)
+    if group is not None:
+        world_size = dist.get_world_size(group)
         total = torch.tensor(counts, device=logits.device)
-        dist.all_reduce(total, group=loss.group)
+        dist.all_reduce(total, group=group)
         counts = total.tolist()
     if denoising is None and counts[1] > 0:
         none = torch.zeros(0, dtype=torch.long, device=logits.device)
