@@ -11,6 +11,7 @@ processes a batch is ranked as a whole.
 
 import argparse
 import itertools
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -165,13 +166,14 @@ def options_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Traini
         logging_steps=0.05,
         seed=seed,
         use_cpu=arguments.cpu,
+        dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
         report_to="none",
     )
 
 
 def run(name: str, loss: nn.Module | None, dataset: Dataset, options: TrainingArguments) -> dict[str, float]:
-    """Train, from the last checkpoint in the folder of the run if there is one; AP on the test split."""
+    """Train, from the last checkpoint in the folder of the run if there is one, and save; AP on the test split."""
     folder = Path(options.output_dir)
     checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
     set_seed(options.seed)
@@ -190,6 +192,10 @@ def run(name: str, loss: nn.Module | None, dataset: Dataset, options: TrainingAr
         compute_metrics=coco_metrics(dataset.val, dataset.categories),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(folder / "model")
+    if options.process_index == 0:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     trainer.compute_metrics = coco_metrics(dataset.test, dataset.categories)
     return trainer.evaluate(Images(dataset.test), metric_key_prefix="test")
 
@@ -209,6 +215,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     arguments = parser.parse_args()
     losses = list(LOSSES) if "all" in arguments.loss else arguments.loss
+    if any(side % 32 for side in arguments.size):
+        parser.error(f"--size must be multiples of 32: {' x '.join(map(str, arguments.size))}")
     try:
         if arguments.data:
             dataset = coco_folder(arguments.data, *arguments.size)

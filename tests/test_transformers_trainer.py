@@ -169,7 +169,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(example, tmp_path, mon
     def train(name: str) -> tuple[dict, float]:
         folder = tmp_path / name
         score = example.run("rt_detr", rankloss.RankSortLoss(), dataset, example.options_of(arguments, folder, seed=0))
-        return RTDetrForObjectDetection.from_pretrained(folder / "checkpoint-4").state_dict(), score["test_ap"]
+        return RTDetrForObjectDetection.from_pretrained(folder / "model").state_dict(), score["test_ap"]
 
     whole, score = train("whole")
     calls = itertools.count()
