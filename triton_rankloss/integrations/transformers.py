@@ -1,155 +1,208 @@
-"""Hugging Face's RT-DETR and RT-DETRv2 trained with a ranking loss in place of varifocal loss.
+"""Hugging Face's RT-DETR, RT-DETRv2, D-FINE and Deformable DETR trained with a ranking loss for the classes.
 
     model = RTDetrForObjectDetection(config)
     use_loss(model, rankloss.RankSortLoss())
     model(pixel_values=images, labels=labels).loss.backward()  # as before, and so in Trainer
 
-Matching and box losses stay those of the model, with the weights of its config. Every set of predictions (each decoder
-layer, the encoder's, the denoising queries of each layer) is ranked by itself, over all images of the batch.
-Needs transformers, scipy and pillow, which ``pip install triton-rankloss[transformers]`` brings.
+Matching and the losses of boxes are those of the library, with the weights of the model's config. Every set of
+predictions (each decoder layer, the encoder's, the denoising queries of each layer) is ranked by itself, over all
+images of the batch. Needs transformers, scipy and pillow, which ``pip install triton-rankloss[transformers]`` brings.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher, RTDetrLoss
-
-from .. import (
-    APLoss,
-    DRLoss,
-    IoUBalancedBCELoss,
-    IoUBalancedFocalLoss,
-    RankSortLoss,
-    generalized_box_iou_loss,
+from transformers import (
+    ConditionalDetrForObjectDetection,
+    DabDetrForObjectDetection,
+    DeformableDetrForObjectDetection,
+    DFineForObjectDetection,
+    PreTrainedModel,
+    RTDetrForObjectDetection,
+    RTDetrV2ForObjectDetection,
 )
+from transformers.image_transforms import center_to_corners_format
+from transformers.loss.loss_d_fine import DFineLoss
+from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+from transformers.loss.loss_rt_detr import RTDetrLoss
+
+from .. import APLoss, DRLoss, IoUBalancedBCELoss, IoUBalancedFocalLoss, RankSortLoss
 from ..boxes import box_iou
 
-MODEL_TYPES = ("rt_detr", "rt_detr_v2")
+_DEFORMABLE = (DeformableDetrForObjectDetection, ConditionalDetrForObjectDetection, DabDetrForObjectDetection)
+MODELS = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection, DFineForObjectDetection, *_DEFORMABLE)
 _OF_SCORES = (APLoss, DRLoss)
 _OF_SCORES_AND_IOU = (RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 
+Labels = list[dict[str, Tensor]]  # per image: "class_labels" [n] and "boxes" [n, 4], centre and size in fractions
 Indices = list[tuple[Tensor, Tensor]]  # per image: queries, and the objects that they are matched with
+Outputs = dict[str, Tensor]  # "logits" [B, Q, C], "pred_boxes" [B, Q, 4] and D-FINE's own, of one set of predictions
 
 
 def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
-    """Give an RT-DETR another classification loss.
+    """Give a detector another classification loss.
 
     Args:
-        model: an `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`; its `loss_function` is set.
-        loss: `APLoss`, `RankSortLoss`, `DRLoss`, `IoUBalancedFocalLoss` or `IoUBalancedBCELoss`.
+        model: an RT-DETR, RT-DETRv2, D-FINE, Deformable DETR, Conditional DETR or DAB-DETR `...ForObjectDetection`;
+            its `loss_function` is set.
+        loss: `APLoss`, `RankSortLoss`, `DRLoss`, `IoUBalancedFocalLoss` or `IoUBalancedBCELoss`. With a `group` the
+            losses of boxes too are those of the global batch, and every rank must call the model with labels equally
+            often.
 
     Returns:
-        `model`.
+        `model`. The config's `weight_loss_vfl` (RT-DETR, D-FINE) is the weight of `loss`.
 
     Raises:
         TypeError: another kind of model or loss.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if model_type not in MODEL_TYPES:
-        raise TypeError(f"model must be an RT-DETR ({' or '.join(MODEL_TYPES)}); got {model_type}")
-    model.loss_function = detection_loss(loss)
-    return model
-
-
-def detection_loss(loss: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Tensor], Any]]:
-    """A function for the `loss_function` of a model, which takes functions alone: a module set there is ignored."""
+    if not isinstance(model, MODELS):
+        names = ", ".join(kind.__name__ for kind in MODELS)
+        raise TypeError(f"model must be one of {names}; got {type(model).__name__}")
     if not isinstance(loss, (*_OF_SCORES, *_OF_SCORES_AND_IOU)):
         names = ", ".join(kind.__name__ for kind in (*_OF_SCORES, *_OF_SCORES_AND_IOU))
         raise TypeError(f"loss must be one of {names}; got {type(loss).__name__}")
+    model.loss_function = _loss_function(model, loss)
+    return model
+
+
+def _loss_function(
+    model: PreTrainedModel, loss: nn.Module
+) -> Callable[..., tuple[Tensor, dict[str, Tensor], list[Outputs] | None]]:
+    """For the `loss_function` of `model`, which takes functions alone: a module set there is ignored."""
+    deformable = isinstance(model, _DEFORMABLE)
+    make_criterion = _deformable_criterion if deformable else _rt_detr_criterion
+    make_sets: Callable[..., Iterator[tuple[str, Outputs]]] = _deformable_sets if deformable else _rt_detr_sets
 
     def loss_function(
         logits: Tensor,
-        labels: list[dict[str, Tensor]],
+        labels: Labels,
         device: torch.device,
         pred_boxes: Tensor,
         config: Any,
-        outputs_class: Tensor,
-        outputs_coord: Tensor,
-        enc_topk_logits: Tensor | None = None,
-        enc_topk_bboxes: Tensor | None = None,
+        outputs_class: Any = None,
+        outputs_coord: Any = None,
         denoising_meta_values: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+        **more: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], list[Outputs] | None]:
         """(loss, its weighted parts, the predictions of the earlier layers if they have losses)."""
-        matcher = RTDetrHungarianMatcher(config)
-        num_objects = max(1, sum(len(target["class_labels"]) for target in labels))
-        sets = list(_sets(outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes, denoising_meta_values))
+        criterion, weights = make_criterion(config)
+        criterion.to(device)
+        denoising, num_objects, num_noisy = _count(loss.group, logits, labels, denoising_meta_values)
+        layers: Outputs = {"logits": outputs_class, "pred_boxes": outputs_coord}
+        sets = list(make_sets(config, {"logits": logits, "pred_boxes": pred_boxes}, layers, denoising, **more))
         parts: dict[str, Tensor] = {}
-        for name, set_logits, set_boxes in sets if config.auxiliary_loss else sets[:1]:
-            if "_dn_" in name:
-                assert denoising_meta_values is not None
-                indices = RTDetrLoss.get_cdn_matched_indices(denoising_meta_values, labels)
-                normalizer = num_objects * denoising_meta_values["dn_num_group"]
+        for suffix, outputs in sets:
+            if "_dn_" in suffix:
+                indices, normalizer = RTDetrLoss.get_cdn_matched_indices(denoising, labels), num_noisy
             else:
-                indices = matcher({"logits": set_logits, "pred_boxes": set_boxes}, labels)
-                normalizer = num_objects
-            found = _set_loss(loss, set_logits, set_boxes, labels, indices, normalizer, config)
-            parts |= {part + name: value for part, value in found.items()}
-        earlier = [{"logits": logits, "pred_boxes": boxes} for name, logits, boxes in sets if "_aux_" in name]
+                indices, normalizer = criterion.matcher(outputs, labels), num_objects
+            found = criterion.loss_boxes(outputs, labels, indices, normalizer)
+            if isinstance(criterion, DFineLoss):
+                found |= criterion.loss_local(outputs, labels, indices, normalizer)
+            found = {name: weights[name] * part for name, part in found.items()}
+            for name, part in _class_parts(loss, outputs, labels, indices).items():
+                found[name] = weights.get("loss_vfl", 1.0) * part
+            parts |= {name + suffix: part for name, part in found.items()}
+        earlier = [outputs for suffix, outputs in sets[1:] if "_dn_" not in suffix]
         return torch.stack(list(parts.values())).sum(), parts, earlier if config.auxiliary_loss else None
 
     return loss_function
 
 
-def _sets(
-    logits: Tensor, boxes: Tensor, encoder_logits: Tensor | None, encoder_boxes: Tensor | None, denoising: Any
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(suffix of its name, logits [B, Q, C], boxes [B, Q, 4]) of every set, the last layer's first."""
-    if denoising is not None:
-        noisy_logits, logits = logits.split(denoising["dn_num_split"], dim=2)
-        noisy_boxes, boxes = boxes.split(denoising["dn_num_split"], dim=2)
-    last = logits.shape[1] - 1
-    yield "", logits[:, last], boxes[:, last]
-    for layer in range(last):
-        yield f"_aux_{layer}", logits[:, layer], boxes[:, layer]
-    if encoder_logits is not None and encoder_boxes is not None:
-        yield f"_aux_{last}", encoder_logits, encoder_boxes
-    if denoising is not None:
-        for layer in range(last + 1):
-            yield f"_dn_{layer}", noisy_logits[:, layer], noisy_boxes[:, layer]
+def _rt_detr_criterion(config: Any) -> tuple[Any, dict[str, float]]:
+    """The library's, of which matching and losses of boxes are used, and the weights of these."""
+    criterion = (DFineLoss if config.model_type == "d_fine" else RTDetrLoss)(config)
+    return criterion, criterion.weight_dict
 
 
-def _set_loss(
-    loss: nn.Module, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], indices: Indices,
-    num_objects: int, config: Any,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The weighted parts of the loss of one set of predictions, whose matched queries are the positives."""
+def _deformable_criterion(config: Any) -> tuple[Any, dict[str, float]]:
+    matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+    return DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, ["boxes"]), weights
+
+
+def _count(
+    group: Any, logits: Tensor, labels: Labels, denoising: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, float, float]:
+    """`denoising`, and the divisors of the losses of boxes: objects, and those of the denoising queries.
+
+    With a group they are means over its ranks. A rank without objects has no denoising queries; where others have
+    some it gets sets of none, so that all ranks rank equally many sets.
+    """
+    num_objects = sum(len(image["class_labels"]) for image in labels)
+    counts = [num_objects, num_objects * denoising["dn_num_group"] if denoising else 0]
+    world_size = 1
+    if group is not None:
+        world_size = dist.get_world_size(group)
+        total = torch.tensor(counts, device=logits.device)
+        dist.all_reduce(total, group=group)
+        counts = total.tolist()
+    if denoising is None and counts[1] > 0:
+        none = torch.zeros(0, dtype=torch.long, device=logits.device)
+        split = [0, logits.shape[1]]
+        denoising = {"dn_positive_idx": [none] * len(labels), "dn_num_group": 0, "dn_num_split": split}
+    return denoising, max(1, counts[0]) / world_size, max(1, counts[1]) / world_size
+
+
+def _rt_detr_sets(
+    config: Any, last: Outputs, layers: Outputs, denoising: dict[str, Any] | None, *,
+    enc_topk_logits: Tensor, enc_topk_bboxes: Tensor, predicted_corners: Tensor | None = None,
+    initial_reference_points: Tensor | None = None, **_: Any,
+) -> Iterator[tuple[str, Outputs]]:  # fmt: skip
+    """(suffix of its parts' names, outputs) of every set of RT-DETR or D-FINE; `layers` are [B, L, Q, ...]."""
+    encoder = {"logits": enc_topk_logits, "pred_boxes": enc_topk_bboxes}
+    if predicted_corners is not None and initial_reference_points is not None:
+        for outputs in (last, layers, encoder):
+            outputs["pred_boxes"] = outputs["pred_boxes"].clamp(min=0, max=1)
+        layers |= {"pred_corners": predicted_corners, "ref_points": initial_reference_points}
+    noisy = None
+    if denoising is not None:
+        split = denoising["dn_num_split"]
+        noisy = {name: stack.split(split, dim=2)[0] for name, stack in layers.items()}
+        layers = {name: stack.split(split, dim=2)[1] for name, stack in layers.items()}
+        last = {name: values.split(split, dim=1)[1] for name, values in last.items()}
+    yield "", last
+    if config.auxiliary_loss:
+        yield from ((f"_aux_{i}", outputs) for i, outputs in enumerate([*_unstack(layers, slice(-1)), encoder]))
+    if config.auxiliary_loss and noisy is not None:
+        yield from ((f"_dn_{i}", outputs) for i, outputs in enumerate(_unstack(noisy, slice(None))))
+
+
+def _unstack(layers: Outputs, chosen: slice) -> list[Outputs]:
+    """The outputs of each of these layers; those of D-FINE are taught by the last one's."""
+    # D-FINE has logits and boxes before its first layer; the library pairs them with the corners of that layer too.
+    columns = zip(*(stack.unbind(1)[chosen] for stack in layers.values()), strict=False)
+    unstacked = [dict(zip(layers, column, strict=True)) for column in columns]
+    if "pred_corners" not in layers:
+        return unstacked
+    teacher = {"teacher_corners": layers["pred_corners"][:, -1], "teacher_logits": layers["logits"][:, -1]}
+    return [outputs | teacher for outputs in unstacked]
+
+
+def _deformable_sets(config: Any, last: Outputs, layers: Outputs, *_: Any) -> Iterator[tuple[str, Outputs]]:
+    """The same of Deformable, Conditional and DAB-DETR; `layers` are [L, B, Q, ...]."""
+    yield "", last
+    if config.auxiliary_loss:
+        earlier = zip(layers["logits"][:-1], layers["pred_boxes"][:-1], strict=True)
+        yield from ((f"_{i}", {"logits": logits, "pred_boxes": boxes}) for i, (logits, boxes) in enumerate(earlier))
+
+
+def _class_parts(loss: nn.Module, outputs: Outputs, targets: Labels, indices: Indices) -> dict[str, Tensor]:
+    """The loss of the classes of one set of predictions, whose matched queries are the positives."""
+    logits = outputs["logits"]
     labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
-    found, wanted = [], []
+    found = outputs["pred_boxes"].detach()
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    iou = found.new_zeros(logits.shape[:2])
     for image, (target, (queries, objects)) in enumerate(zip(targets, indices, strict=True)):
-        # In row-major order of the positives, as the losses expect what is given per positive.
-        order = queries.argsort()
-        queries, objects = queries[order].to(logits.device), objects[order].to(logits.device)
         labels[image, queries] = target["class_labels"][objects]
-        found.append(boxes[image, queries])
-        wanted.append(target["boxes"][objects])
-    found_boxes, wanted_boxes = torch.cat(found).float(), torch.cat(wanted).float()
-    corners = _corners(found_boxes), _corners(wanted_boxes)
-    giou = generalized_box_iou_loss(*corners, reduction="sum")
-    return {
-        **_class_parts(loss, logits, labels, *corners),
-        "loss_bbox": config.weight_loss_bbox * (found_boxes - wanted_boxes).abs().sum() / num_objects,
-        "loss_giou": config.weight_loss_giou * giou / num_objects,
-    }
-
-
-def _class_parts(
-    loss: nn.Module, logits: Tensor, labels: Tensor, found_boxes: Tensor, wanted_boxes: Tensor
-) -> dict[str, Tensor]:
+        pair = found[image, queries], target["boxes"][objects].to(found.dtype)
+        iou[image, queries] = box_iou(*(center_to_corners_format(boxes) for boxes in pair))
     if isinstance(loss, _OF_SCORES):
         return {"loss_class": loss(logits, labels)}
-    with torch.no_grad():
-        iou = box_iou(found_boxes, wanted_boxes)
     if isinstance(loss, RankSortLoss):
-        ranking, sorting = loss(logits, labels, iou)
-        return {"loss_ranking": ranking, "loss_sorting": sorting}
+        return {f"loss_{name}": part for name, part in loss(logits, labels, iou)._asdict().items()}
     return {"loss_class": loss(logits, labels, iou)}
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    """(x1, y1, x2, y2) of boxes (centre, size)."""
-    centre, half = boxes[:, :2], boxes[:, 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=1)
