@@ -21,6 +21,7 @@ from evaluate import BATCH_SIZE, coco_score, normalize
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from recipes import RECIPES
 from results import Results, table
 from torch import Tensor, distributed
@@ -221,7 +222,7 @@ def main() -> None:
     parser = make_parser()
     try:
         run(parser.parse_args())
-    except InputError as error:
+    except (InputError, MisconfigurationException) as error:
         parser.error(str(error))
 
 
