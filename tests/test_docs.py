@@ -3,6 +3,7 @@
 The loss that CONTRIBUTING.md adds is a loss, and the tree of the architecture page holds every file.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_the_tree_of_the_architecture_page_holds_every_file():
         folder: sorted(file.name for file in (ROOT / folder).glob("*.py") if not file.name.startswith("__"))
         for folder in listed
     }
+
+
+def test_the_table_of_architectures_is_that_of_the_result_file():
+    sys.path.append(str(ROOT))
+    from tools.architectures import SUMMARY, table_of
+    from triton_rankloss.cli.architectures import ARCHITECTURES
+
+    summary = json.loads(SUMMARY.read_text())
+    page = (ROOT / "docs" / "architectures.md").read_text()
+    assert list(summary["architectures"]) == list(ARCHITECTURES)
+    assert table_of(summary) in page
+    assert f"Triton {summary['triton']}" in page
 
 
 ADDED_LOSS = """

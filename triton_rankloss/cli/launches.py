@@ -75,7 +75,8 @@ class _AbsentGPU:
 def compiling(target: GPUTarget) -> Iterator[list[Launch]]:
     """Compile kernels instead of launching them; yields the launches, in order."""
     launches: list[Launch] = []
-    run, active = JITFunction.run, driver._active
+    # What a driver is kept under differs between versions of Triton; asking for it starts one, which takes a GPU.
+    run, drivers = JITFunction.run, dict(vars(driver))
 
     def compile_only(function: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
@@ -90,7 +91,7 @@ def compiling(target: GPUTarget) -> Iterator[list[Launch]]:
         yield launches
     finally:
         JITFunction.run = run
-        driver.set_active(active)
+        vars(driver).update(drivers)
 
 
 class _OnLaunchers(TorchDispatchMode):
