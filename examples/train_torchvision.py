@@ -62,6 +62,9 @@ def build(name: str, recipe: Recipe, dataset: Dataset, arguments: argparse.Names
     losses = recipe.losses(math.ceil(len(dataset.train.images) / arguments.batch_size))
     if losses:
         use_loss(model, *losses, **recipe.options)
+    if name != "faster_rcnn":
+        bias = -math.log((1 - recipe.prior) / recipe.prior)
+        nn.init.constant_(model.head.classification_head.cls_logits.bias, bias)
     return model.to(arguments.device)
 
 

@@ -68,15 +68,20 @@ def check_losses(loss: nn.Module | DetectionLoss, box_loss: nn.Module | None, ba
         raise ValueError(f"background must be -1: Matches has its channel last; got {loss}")
 
 
-def detection_parts(loss: nn.Module | DetectionLoss, box_loss: nn.Module | None, matches: Matches) -> dict[str, Tensor]:
-    """The named parts, to be summed; of a loss of the classes alone, without a `box_loss`, that of the classes."""
-    parts = _parts(loss, matches)
+def detection_parts(
+    loss: nn.Module | DetectionLoss, box_loss: nn.Module | None, matches: Matches, harmonic_deltas: bool = True
+) -> dict[str, Tensor]:
+    """The named parts, to be summed; of a loss of the classes alone, without a `box_loss`, that of the classes.
+
+    Without `harmonic_deltas`, `HarmonicDetectionLoss` leaves out smooth L1 of the deltas and looks at the boxes alone.
+    """
+    parts = _parts(loss, matches, harmonic_deltas)
     if box_loss is not None:
         parts["bbox_regression"] = _box_part(box_loss, matches)
     return parts
 
 
-def _parts(loss: nn.Module | DetectionLoss, matches: Matches) -> dict[str, Tensor]:
+def _parts(loss: nn.Module | DetectionLoss, matches: Matches, harmonic_deltas: bool) -> dict[str, Tensor]:
     """The parts of `loss`, under torchvision's names."""
     logits, labels, deltas, target_deltas, boxes, target_boxes = matches
     if isinstance(loss, (APLoss, DRLoss)):
@@ -90,7 +95,8 @@ def _parts(loss: nn.Module | DetectionLoss, matches: Matches) -> dict[str, Tenso
         ranking, sorting, box = loss(logits, labels, pred_boxes=boxes, target_boxes=target_boxes)
         return {"ranking": ranking, "sorting": sorting, "bbox_regression": box}
     if isinstance(loss, HarmonicDetectionLoss):
-        return {"detection": loss(logits, labels, boxes, target_boxes, deltas, target_deltas)}
+        of_deltas = (deltas, target_deltas) if harmonic_deltas else ()
+        return {"detection": loss(logits, labels, boxes, target_boxes, *of_deltas)}
     return loss(matches)
 
 

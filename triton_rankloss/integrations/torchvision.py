@@ -112,7 +112,8 @@ class FCOSLossHead(FCOSHead):
     ) -> dict[str, Tensor]:
         """The parts of the loss; FCOS calls this with the outputs of all levels, concatenated."""
         matches = match(targets, head_outputs, anchors, matched_idxs, self.box_coder)
-        losses = detection_parts(self.loss, self.box_loss, matches)
+        # Distances of many strides would outweigh everything else, and FCOS itself does not regress them by L1.
+        losses = detection_parts(self.loss, self.box_loss, matches, harmonic_deltas=False)
         if self.centerness:
             positive = (matches.labels >= 0) & (matches.labels < matches.logits.shape[-1])
             losses["bbox_ctrness"] = _centerness_loss(head_outputs["bbox_ctrness"][positive], matches.target_deltas)
