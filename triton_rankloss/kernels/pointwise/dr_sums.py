@@ -115,16 +115,16 @@ def _sums_kernel(
                     positive_wc += tl.where(is_positive, weight * c_part, 0)
                     negative_w += tl.where(is_negative, weight, 0)
                     negative_wc += tl.where(is_negative, weight * c_part, 0)
-    positive = _sum_lanes(positive_shift, positive_w, positive_wc, positive_rate, SHIFTED)
-    negative = _sum_lanes(negative_shift, negative_w, negative_wc, negative_rate, SHIFTED)
     stride = tl.num_programs(1).to(tl.int64) * num_programs
     own_ptr = partial_ptr + scope * num_programs + program
-    tl.store(own_ptr, positive[0])
-    tl.store(own_ptr + stride, positive[1])
-    tl.store(own_ptr + 2 * stride, positive[2])
-    tl.store(own_ptr + 3 * stride, negative[0])
-    tl.store(own_ptr + 4 * stride, negative[1] + tl.sum(background_w))
-    tl.store(own_ptr + 5 * stride, negative[2] + tl.sum(background_wc))
+    new_shift, sum_w, sum_wc = _sum_lanes(positive_shift, positive_w, positive_wc, positive_rate, SHIFTED)
+    tl.store(own_ptr, new_shift)
+    tl.store(own_ptr + stride, sum_w)
+    tl.store(own_ptr + 2 * stride, sum_wc)
+    new_shift, sum_w, sum_wc = _sum_lanes(negative_shift, negative_w, negative_wc, negative_rate, SHIFTED)
+    tl.store(own_ptr + 3 * stride, new_shift)
+    tl.store(own_ptr + 4 * stride, sum_w + tl.sum(background_w))
+    tl.store(own_ptr + 5 * stride, sum_wc + tl.sum(background_wc))
 
 
 def sum_candidates(
