@@ -72,9 +72,9 @@ def is_background(targets_ptr, start, num, BLOCK: tl.constexpr, NUM_CLASSES: tl.
         first_anchor = start // NUM_CLASSES
         before = (start - first_anchor * NUM_CLASSES).to(tl.int32)
         PARTS: tl.constexpr = 0 if BLOCK % NUM_CLASSES == 0 else 2
-        # In Triton 3.2 a size must have a name, and max(...) is a tensor.
-        ANCHORS: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + PARTS)
-        anchors = tl.arange(0, ANCHORS if ANCHORS > 32 else 32)
+        NEEDED: tl.constexpr = triton.next_power_of_2(BLOCK // NUM_CLASSES + PARTS)
+        ANCHORS: tl.constexpr = 32 if NEEDED < 32 else NEEDED  # max() is no constant in Triton 3.2
+        anchors = tl.arange(0, ANCHORS)
         used = (anchors * NUM_CLASSES < before + BLOCK) & (start + BLOCK <= num)
         labels = tl.load(targets_ptr + first_anchor + anchors, mask=used, other=NUM_CLASSES)
         others = tl.where(labels < NUM_CLASSES, anchors, -1)
