@@ -126,7 +126,7 @@ def example(monkeypatch):
 
 LAUNCHERS = {
     "python": [],
-    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     # With its --cpu, accelerate starts one process.
     "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"],
 }
@@ -141,6 +141,7 @@ def test_the_example(example, launcher, tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,  # processes that do not find each other wait for half an hour
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
