@@ -9,7 +9,7 @@ NOT_OF_KERNELS := ahead_of_time bench bench_peers cli compare example notebooks 
 KERNEL_TESTS := $(filter-out $(NOT_OF_KERNELS:%=tests/test_%.py), $(wildcard tests/test_*.py))
 
 .PHONY: demo docs test test-installed test-interpreted fuzz test-torchvision test-transformers test-lightning test-ultralytics \
-	test-mmdetection lint bench bench-host bench-compare gpu kernels package clean
+	test-mmdetection test-oldest lint bench bench-host bench-compare gpu kernels package clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/train_detector.py --loss all --out out/demo
@@ -39,6 +39,11 @@ fuzz: $(VENV)/installed
 test-torchvision test-transformers test-lightning test-ultralytics test-mmdetection: test-%: .venv-%/installed
 	.venv-$*/bin/python -m pytest $(wildcard tests/test_$*.py tests/test_$*_*.py)
 	.venv-$*/bin/python -m pytest tests/test_pages.py -k $*
+
+# The reference, and kernels compiled, with the oldest PyTorch and Triton that are promised.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m triton_rankloss kernels --quick --arch sm_80 --arch sm_90
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
 
 # Every kernel, in all its forms and dtypes, for every architecture, into docs/architectures.json. Takes long.
 kernels: $(VENV)/installed
@@ -100,6 +105,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet 'torch===2.13.0' torchvision==0.28.0
 	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,examples,$*]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet torch==2.6.0 triton==3.2.0 'numpy<2' --editable '.[test]'
 	touch $@
 
 .venv-transformers/installed .venv-lightning/installed: .venv-%/installed: pyproject.toml constraints.txt

@@ -43,7 +43,7 @@ class Loss:
     roundings: int = 1  # of a gradient: a sum of rounded ones has more than one
 
     def __call__(self, **arguments: Any) -> Any:
-        return self.function(**self.fixed | arguments)
+        return self.function(**{**self.fixed, **arguments})
 
     def __str__(self) -> str:
         return "-".join([self.function.__name__, *self.fixed.values()])
@@ -207,7 +207,7 @@ def evaluate(loss: Loss, inputs: dict[str, Any], *, alike: bool = False, wrap: A
     leaves = [inputs[name].detach().requires_grad_() for name in loss.leaves]
 
     def call(*leaves: Tensor) -> tuple[Tensor, ...]:
-        outputs = loss(**inputs | dict(zip(loss.leaves, leaves)) | options)
+        outputs = loss(**{**inputs, **dict(zip(loss.leaves, leaves)), **options})
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
     outputs = (wrap(call) if wrap else call)(*leaves)

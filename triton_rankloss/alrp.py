@@ -162,7 +162,7 @@ class ALRPLoss(LossModule):
         """Parts of the loss, from errors [P] or from boxes [P, 4] (x1, y1, x2, y2), in row-major order of positives."""
         errors = _resolve_errors(localization_errors, pred_boxes, target_boxes, self.tau, group=self.group)
         losses = alrp_loss(logits, targets, errors, **self.options("tau", "steps_per_epoch"))
-        weighted = losses._replace(localization=losses.localization * self.localization_weight)
+        weighted = ALRPLosses(losses.classification, losses.localization * self.localization_weight)
         if self.training:
             self._observe(losses)
         return weighted
