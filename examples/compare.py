@@ -40,8 +40,10 @@ def run_one(epochs: int, folder: Path | None, run: Run) -> dict:
     """Train on one thread; what results.json keeps of it."""
     torch.set_num_threads(1)
     dataset, training_set = load(folder, run.seed, run.imbalance, run.top_k)
-    recipe = RECIPES[run.loss.split()[0]](**dict(run.options))
+    recipe = RECIPES[run.loss.split()[0].rstrip(",")](**dict(run.options))
     recipe.learning_rate *= run.learning_rate
+    if run.box_weight != 1:
+        recipe.box_weight *= run.box_weight
     how: dict = {"epochs": epochs, "batch_size": BATCH_SIZE, "seed": run.seed, "device": torch.device("cpu")}
     labels = training_set.labels
     share = ((labels >= 0) & (labels < len(dataset.categories))).float().mean().item()

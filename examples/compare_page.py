@@ -13,7 +13,19 @@ import math
 from pathlib import Path
 
 from compare_plots import interval, plot_imbalance, plot_recipes, plot_tuning
-from experiments import IMBALANCES, LEARNING_RATES, LOSSES, PUBLISHED, TOP_KS, WITHOUT_KNOBS, name_of, tuned
+from experiments import (
+    BOX_WEIGHTS,
+    IMBALANCES,
+    LEARNING_RATES,
+    LOSSES,
+    PUBLISHED,
+    ROWS,
+    TOP_KS,
+    WITH_BOX_WEIGHT,
+    WITHOUT_KNOBS,
+    name_of,
+    tuned,
+)
 
 TITLES = {
     "digits": "Scenes of handwritten digits",
@@ -41,7 +53,7 @@ def difference(runs: list[dict], loss: str, key: str = "ap", base: str = "focal"
 def recipes(runs: list[dict]) -> list[str]:
     """Every loss by its recipe."""
     lines = ["| loss | seeds | AP | less focal | AP50 | AP75 | AP90 | correlation of score and IoU |", "|---" * 8 + "|"]
-    for loss in LOSSES:
+    for loss in ROWS:
         own = [run for run in runs if run["loss"] == loss]
         if own:
             cells = [measured([run[key] for run in own]) for key in ("ap50", "ap75")]
@@ -50,7 +62,7 @@ def recipes(runs: list[dict]) -> list[str]:
             lines.append(f"| {loss} | {len(own)} | {measured([r['ap'] for r in own])} | {less} | {' | '.join(cells)} |")
     names = list(runs[0]["by_class"])
     lines += ["", "AP by class:", "", f"| loss | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for loss in LOSSES:
+    for loss in ROWS:
         own = [run for run in runs if run["loss"] == loss]
         if own:
             cells = [f"{interval([run['by_class'][name] for run in own])[0]:.3f}" for name in names]
@@ -82,18 +94,24 @@ def imbalance(runs: list[dict]) -> list[str]:
 
 
 def tuning(runs: list[dict]) -> list[str]:
-    """AP by learning rate, and how many of the rates keep 95 % of the best."""
-    rates = [f"learning rate x {rate:g}" for rate in LEARNING_RATES]
-    lines = [f"| loss | {' | '.join(f'x {rate:g}' for rate in LEARNING_RATES)} | within 5 % of the best |"]
-    lines.append("|---" * (len(rates) + 2) + "|")
-    for loss in LOSSES:
+    """AP by learning rate and by weight of the boxes, and how many of them keep 95 % of the best."""
+    by_rate = grid(runs, LOSSES, {f"x {rate:g}": f"learning rate x {rate:g}" for rate in LEARNING_RATES})
+    weights = {weight: f"box weight x {weight:g}" for weight in BOX_WEIGHTS} | {1.0: "learning rate x 1"}
+    by_weight = grid(runs, WITH_BOX_WEIGHT, {f"x {weight:g}": weights[weight] for weight in sorted(weights)})
+    return ["By learning rate, times that of the recipe:", "", *by_rate, "", "By weight of the boxes:", "", *by_weight]
+
+
+def grid(runs: list[dict], losses: tuple[str, ...], settings: dict[str, str]) -> list[str]:
+    """A table: losses by settings, which are given with their headings."""
+    lines = [f"| loss | {' | '.join(settings)} | within 5 % of the best |", "|---" * (len(settings) + 2) + "|"]
+    for loss in losses:
         means = []
-        for rate in rates:
-            found = [run["ap"] for run in runs if run["loss"] == loss and run["model"] == rate]
+        for setting in settings.values():
+            found = [run["ap"] for run in runs if run["loss"] == loss and run["model"] == setting]
             means.append(interval(found)[0] if found else math.nan)
         best = max((mean for mean in means if not math.isnan(mean)), default=0)
         near = sum(mean >= 0.95 * best for mean in means)
-        lines.append(f"| {loss} | {' | '.join(f'{mean:.3f}' for mean in means)} | {near} of {len(rates)} |")
+        lines.append(f"| {loss} | {' | '.join(f'{mean:.3f}' for mean in means)} | {near} of {len(settings)} |")
     return lines
 
 

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-from experiments import IMBALANCES, LEARNING_RATES, LOSSES, TOP_KS, WITHOUT_KNOBS
+from experiments import (
+    BOX_WEIGHTS,
+    HEAVY_BOXES,
+    IMBALANCES,
+    LEARNING_RATES,
+    LOSSES,
+    ROWS,
+    TOP_KS,
+    WITH_BOX_WEIGHT,
+    WITHOUT_KNOBS,
+)
 from scipy.stats import t as student
 
 matplotlib.use("agg")
@@ -16,7 +26,9 @@ from plots import STYLES
 
 STYLE_OF = {
     loss: {"ls": line, "marker": marker, "ms": 5, "color": f"C{i}", "label": loss}
-    for i, (loss, (line, marker)) in enumerate(zip((*LOSSES, "focal tuned"), [*STYLES, ("--", "*")], strict=True))
+    for i, (loss, (line, marker)) in enumerate(
+        zip((*LOSSES, "focal tuned", HEAVY_BOXES), [*STYLES, ("--", "*"), (":", "o")], strict=True)
+    )
 }
 IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 
@@ -31,7 +43,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def plot_recipes(path: Path, runs: list[dict]) -> None:
     """What every loss reaches by its recipe: AP by seed, curves, AP by IoU threshold, score against IoU."""
-    losses = [loss for loss in LOSSES if any(run["loss"] == loss for run in runs)]
+    losses = [loss for loss in ROWS if any(run["loss"] == loss for run in runs)]
     _, ((points, curves), (thresholds, order)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     for i, loss in enumerate(losses):
         of_loss = [run for run in runs if run["loss"] == loss]
@@ -92,16 +104,18 @@ def plot_imbalance(path: Path, runs: list[dict], rows: Callable[[list[dict], str
 
 
 def plot_tuning(path: Path, runs: list[dict]) -> None:
-    """AP over learning rates, and of focal loss over alpha and gamma."""
-    _, (rates, grid) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for loss in LOSSES:
-        of_loss = [run for run in runs if run["loss"] == loss]
-        _line(
-            rates, loss, [(x, [r for r in of_loss if r["model"] == f"learning rate x {x:g}"]) for x in LEARNING_RATES]
-        )
-    rates.set(xscale="log", xlabel="learning rate, times that of the recipe", ylabel="AP", title="Learning rate")
-    rates.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES])
-    rates.minorticks_off()
+    """AP over learning rates and weights of the boxes, and of focal loss over alpha and gamma."""
+    _, (rates, weights, grid) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    panels = ((rates, "learning rate", LOSSES, LEARNING_RATES), (weights, "box weight", WITH_BOX_WEIGHT, BOX_WEIGHTS))
+    for panel, name, losses, factors in panels:
+        factors = sorted({1.0, *factors})
+        for loss in losses:
+            own = [run for run in runs if run["loss"] == loss]
+            at = {x: (f"{name} x {x:g}" if x != 1 else "learning rate x 1") for x in factors}
+            _line(panel, loss, [(x, [run for run in own if run["model"] == at[x]]) for x in factors])
+        panel.set(xscale="log", xlabel=f"{name}, times that of the recipe", ylabel="AP", title=name.capitalize())
+        panel.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        panel.minorticks_off()
     rates.legend(fontsize=9, ncols=2)
     found: dict[tuple[float, float], list[float]] = {}
     for run in runs:

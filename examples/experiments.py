@@ -18,6 +18,7 @@ class Run(NamedTuple):
     seed: int
     options: tuple[tuple[str, float], ...] = ()  # hyper-parameters of the recipe
     learning_rate: float = 1.0  # times that of the recipe
+    box_weight: float = 1.0  # likewise
     imbalance: float = 1.0  # of the classes in the training split, most frequent over rarest
     top_k: int = 9  # anchors of a level that may become positives of an object
 
@@ -30,12 +31,18 @@ class Experiment(NamedTuple):
     runs: Callable[[list[dict]], Iterator[Run]]  # given what is done
 
 
-def every_loss(seeds: int) -> Callable[[list[dict]], Iterator[Run]]:
-    """Each loss by its recipe."""
-    return lambda _: (Run("recipe", loss, seed) for seed, loss in product(range(seeds), LOSSES))
+SEEDS_OF_RECIPES = 5
+HEAVY_BOXES = "focal, boxes x 2"  # how much of a difference from focal loss is one of the weight of the boxes
+ROWS = ("focal", HEAVY_BOXES, *LOSSES[1:])
 
 
-IMBALANCES = (1.0, 4.0, 20.0, 100.0)
+def recipes(_: list[dict]) -> Iterator[Run]:
+    """Each loss by its recipe, and focal loss with heavier boxes."""
+    for seed, row in product(range(SEEDS_OF_RECIPES), ROWS):
+        yield Run("recipe", row, seed, box_weight=2.0 if row == HEAVY_BOXES else 1.0)
+
+
+IMBALANCES = (1.0, 10.0, 100.0)
 TOP_KS = (1, 3, 25)  # 9 is the setting of the imbalances
 FOCAL_VARIANTS = tuple((("alpha", alpha), ("gamma", gamma)) for alpha, gamma in product((0.25, 0.5, 0.75), (1.0, 2.0)))
 PUBLISHED = FOCAL_VARIANTS[1]
@@ -54,16 +61,13 @@ def imbalance(done: list[dict]) -> Iterator[Run]:
     """
     settings: list[tuple[str, dict]] = [(f"classes {ratio:g}:1", {"imbalance": ratio}) for ratio in IMBALANCES]
     settings += [(f"top {top_k} anchors", {"top_k": top_k}) for top_k in TOP_KS]
-    for setting, data in settings:
-        for seed, loss in product(range(SEEDS_OF_IMBALANCE), ("focal", *WITHOUT_KNOBS)):
+    for seed, (setting, data) in product(range(SEEDS_OF_IMBALANCE), settings):
+        for loss in ("focal", *WITHOUT_KNOBS):
             yield Run(setting, loss, seed, **data)
-        variants = [variant for variant in FOCAL_VARIANTS if variant != PUBLISHED]
-        for variant in variants:
-            yield Run(setting, name_of(variant), 0, options=variant, **data)
         best = tuned(setting, done)
-        if best is not None and best != PUBLISHED:
-            for seed in range(1, SEEDS_OF_IMBALANCE):
-                yield Run(setting, name_of(best), seed, options=best, **data)
+        for variant in FOCAL_VARIANTS if seed == 0 else (best,):
+            if variant is not None and variant != PUBLISHED:
+                yield Run(setting, name_of(variant), seed, options=variant, **data)
 
 
 def tuned(setting: str, done: list[dict]) -> tuple[tuple[str, float], ...] | None:
@@ -75,20 +79,25 @@ def tuned(setting: str, done: list[dict]) -> tuple[tuple[str, float], ...] | Non
     return max(FOCAL_VARIANTS, key=lambda variant: found[names[variant]])
 
 
-LEARNING_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+LEARNING_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
+BOX_WEIGHTS = (0.5, 2.0, 4.0)
+WITH_BOX_WEIGHT = ("focal", "ap", "dr", "iou_balanced", "harmonic")  # the others balance their boxes themselves
 
 
 def tuning(_: list[dict]) -> Iterator[Run]:
-    """Every loss over learning rates; focal loss over alpha and gamma."""
-    for seed, rate, loss in product(range(2), LEARNING_RATES, LOSSES):
-        yield Run(f"learning rate x {rate:g}", loss, seed, learning_rate=rate)
-    for seed, alpha, gamma in product(range(2), (0.1, 0.25, 0.5, 0.75), (0.0, 1.0, 2.0, 3.0)):
-        yield Run(f"alpha {alpha:g} gamma {gamma:g}", "focal", seed, options=(("alpha", alpha), ("gamma", gamma)))
+    """Every loss over learning rates and weights of the boxes; focal loss over alpha and gamma."""
+    for seed in range(2):
+        for rate, loss in product(LEARNING_RATES, LOSSES):
+            yield Run(f"learning rate x {rate:g}", loss, seed, learning_rate=rate)
+        for weight, loss in product(BOX_WEIGHTS, WITH_BOX_WEIGHT):
+            yield Run(f"box weight x {weight:g}", loss, seed, box_weight=weight)
+        for alpha, gamma in product((0.1, 0.25, 0.5, 0.75), (0.0, 1.0, 2.0)):
+            yield Run(f"alpha {alpha:g} gamma {gamma:g}", "focal", seed, options=(("alpha", alpha), ("gamma", gamma)))
 
 
 EXPERIMENTS = {
-    "digits": Experiment(on_digits=True, epochs=8, runs=every_loss(seeds=5)),
-    "folder": Experiment(on_digits=False, epochs=40, runs=every_loss(seeds=5)),
+    "digits": Experiment(on_digits=True, epochs=8, runs=recipes),
+    "folder": Experiment(on_digits=False, epochs=40, runs=recipes),
     "imbalance": Experiment(on_digits=True, epochs=8, runs=imbalance),
     "tuning": Experiment(on_digits=True, epochs=8, runs=tuning),
 }
