@@ -9,6 +9,7 @@ from detector import Detections
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -47,38 +48,54 @@ def plot_curves(path: Path, results: list[dict]) -> None:
     plt.close(figure)
 
 
-def plot_examples(path: Path, loss: str, dataset: Dataset, detections: list[Detections]) -> None:
-    """Eight test images: true boxes solid and light, detections dashed and dark, with class and score.
+def plot_examples(path: Path, dataset: Dataset, found: dict[str, list[Detections]]) -> None:
+    """Test images with true boxes, solid and light, and detections, dashed and dark, with class and score.
 
-    Ranking losses order the scores but fix no scale, so the threshold lets through as many detections of the whole
-    split as it has true boxes.
+    Eight images of one loss, or a row of four for each of several.
     """
     split = dataset.test
-    scores = torch.cat([image.scores for image in detections]).sort(descending=True).values
-    threshold = scores[min(sum(map(len, split.boxes)), len(scores)) - 1].item()
-    count = min(8, len(split.images))
-    columns = min(4, count)
-    rows = -(-count // columns)
     height, width = split.images.shape[-2:]
+    indices = range(min(2 * COLUMNS if len(found) == 1 else COLUMNS, len(split.images)))
+    columns = min(COLUMNS, len(indices))
+    rows = len(found) * -(-len(indices) // columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(3.6 * columns, 3.6 * rows * height / width + 0.5), squeeze=False, layout="constrained"
     )
     for panel in grid.flat:
         panel.set_axis_off()
-    for i, panel in zip(range(count), grid.flat, strict=False):
-        panel.imshow(split.images[i].permute(1, 2, 0), extent=(0, width, height, 0))
-        for x1, y1, x2, y2 in split.boxes[i].tolist():
-            panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="gold", lw=2.5))
-        for box, score, label in zip(*detections[i], strict=True):
-            if score >= threshold:
-                x1, y1, x2, y2 = box.tolist()
-                panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="navy", lw=1.3, ls="--"))
-                text = f"{dataset.categories[int(label)]['name']} {score:.2f}"
-                label_box = {"facecolor": "navy", "edgecolor": "none", "pad": 0.8}
-                va = "bottom" if y1 > height / 16 else "top"
-                panel.text(x1, y1, text, va=va, fontsize=7, color="white", bbox=label_box, clip_on=True)
-    figure.suptitle(
-        f"{loss}, {dataset.name}: true boxes solid yellow, detections dashed blue (score >= {threshold:.2f})"
-    )
+    panels = iter(grid.flat)
+    titles = []
+    for loss, detections in found.items():
+        threshold = _threshold(dataset, detections)
+        titles.append(f"{loss} (score >= {threshold:.2f})")
+        for i, panel in zip(indices, panels, strict=False):
+            panel.imshow(split.images[i].permute(1, 2, 0), extent=(0, width, height, 0))
+            _draw_boxes(panel, dataset, i, detections[i], threshold)
+            if len(found) > 1 and i == 0:
+                panel.set_title(titles[-1], loc="left")
+    heading = "" if len(found) > 1 else f"{titles[0]}, "
+    figure.suptitle(f"{heading}{dataset.name}: true boxes solid yellow, detections dashed blue")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _threshold(dataset: Dataset, detections: list[Detections]) -> float:
+    """Lets through as many detections of the whole split as it has true boxes.
+
+    Ranking losses order the scores, but fix no scale.
+    """
+    scores = torch.cat([image.scores for image in detections]).sort(descending=True).values
+    return scores[min(sum(map(len, dataset.test.boxes)), len(scores)) - 1].item()
+
+
+def _draw_boxes(panel: Axes, dataset: Dataset, index: int, detections: Detections, threshold: float) -> None:
+    for x1, y1, x2, y2 in dataset.test.boxes[index].tolist():
+        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="gold", lw=2.5))
+    for box, score, label in zip(*detections, strict=True):
+        if score >= threshold:
+            x1, y1, x2, y2 = box.tolist()
+            panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="navy", lw=1.3, ls="--"))
+            text = f"{dataset.categories[int(label)]['name']} {score:.2f}"
+            label_box = {"facecolor": "navy", "edgecolor": "none", "pad": 0.8}
+            va = "bottom" if y1 > dataset.test.images.shape[-2] / 16 else "top"
+            panel.text(x1, y1, text, va=va, fontsize=7, color="white", bbox=label_box, clip_on=True)

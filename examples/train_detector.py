@@ -4,7 +4,8 @@
     python examples/train_detector.py --loss rank_sort --data FOLDER     # a COCO-format folder
 
 FOLDER holds images/ and instances_{train,val,test}.json. AP is measured on the validation split after every epoch (the
-curves) and on the test split at the end (the table). OUT receives results.json, curves.png and examples_LOSS.png.
+curves) and on the test split at the end (the table). OUT receives results.json, curves.png, examples_LOSS.png and, of
+several losses, examples.png with a row of images for each.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loss", choices=[*RECIPES, "all"], default="all")
+    parser.add_argument("--loss", choices=[*RECIPES, "all"], nargs="+", default=["all"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
     parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 40 for a folder")
     parser.add_argument("--batch-size", type=positive_integer, default=8)
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     training_set = TrainingSet(dataset, arguments.device)
     epochs = arguments.epochs or (40 if arguments.data else 8)
     settings = {"epochs": epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
-    names = RECIPES if arguments.loss == "all" else [arguments.loss]
+    names = RECIPES if "all" in arguments.loss else dict.fromkeys(arguments.loss)
     runs = [train(name, RECIPES[name](), dataset, training_set, **settings, device=arguments.device) for name in names]
     results = [result for result, _ in runs]
     summary = {"data": dataset.name, "train_images": len(training_set.images), **settings, "results": results}
@@ -120,9 +121,12 @@ def run(arguments: argparse.Namespace) -> None:
         (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
         plot_curves(folder / "curves.png", results)
         for result, detections in runs:
-            plot_examples(folder / f"examples_{result['loss']}.png", result["loss"], dataset, detections)
+            plot_examples(folder / f"examples_{result['loss']}.png", dataset, {result["loss"]: detections})
+        if len(runs) > 1:
+            found = {result["loss"]: detections for result, detections in runs}
+            plot_examples(folder / "examples.png", dataset, found)
     print(table(results))
-    print(f"written to {arguments.out}: results.json, curves.png, examples_LOSS.png")
+    print(f"written to {arguments.out}: results.json and pictures")
 
 
 def main() -> None:

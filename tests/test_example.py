@@ -85,7 +85,7 @@ def test_trains_with_every_loss_on_a_folder(folder: Path, tmp_path: Path) -> Non
         assert 0 < result["loss_share"] < 1
         assert [point["epoch"] for point in result["curve"]] == [1, 2]
         assert f"\n{result['loss']} " in done.stdout
-    pictures = {"curves.png", *(f"examples_{name}.png" for name in names)}
+    pictures = {"curves.png", "examples.png", *(f"examples_{name}.png" for name in names)}
     assert {path.name for path in out.iterdir()} == pictures | {"results.json"}
     for picture in pictures:
         assert Image.open(out / picture).width > 500
