@@ -131,10 +131,11 @@ class DR(Recipe):
 class IoUBalanced(Recipe):
     """IoU-balanced focal loss, and smooth L1 on the deltas balanced likewise.
 
-    Smooth L1 sums four deltas, each over its standard deviation: with a weight of 1 it outweighs the focal terms.
+    Smooth L1 sums four deltas, each over its standard deviation. A weight of 1 gave a higher AP on blood cells, and on
+    digits, where classes are what is hard, a much lower one.
     """
 
-    def __init__(self, box_weight: float = 0.25):
+    def __init__(self, box_weight: float = 0.5):
         super().__init__()
         self.loss = rankloss.IoUBalancedFocalLoss()
         self.box_loss = rankloss.IoUBalancedSmoothL1Loss()

@@ -1,5 +1,6 @@
 """What the tests share: the table of tolerances with the comparison that uses it, kinds of scores, golden vectors."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the second pass: kernels, slowly
 GOLDEN = Path(__file__).parent / "golden"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Largest |error| / max |expected| that rounding to the dtype and accumulation in float32 leave. Triton's interpreter

@@ -5,20 +5,17 @@ Without Triton's interpreter these would only repeat the other tests.
 """
 
 import math
-import os
 from functools import partial
 from importlib import import_module
 
 import pytest
 import torch
-from cases import assert_close, assert_equal
+from cases import INTERPRETED, assert_close, assert_equal
 from torch.nn.functional import logsigmoid, one_hot
 
 import triton_rankloss as rankloss
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="needs the kernels on the CPU: TRITON_INTERPRET=1"
-)
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs the kernels on the CPU: TRITON_INTERPRET=1")
 NUM_CLASSES, NUM_ANCHORS = 3, 67  # 201 logits of an image: no multiple of any block
 NEG_LAMBDA = 0.1 / math.log(3.5)
 

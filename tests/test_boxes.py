@@ -1,11 +1,10 @@
 """Box losses: literal formulas, autograd of the formulas as torchvision.ops writes them, cases worked out by hand."""
 
 import math
-import os
 
 import pytest
 import torch
-from cases import assert_close
+from cases import INTERPRETED, assert_close
 from hypothesis import given, settings, strategies as st
 
 import triton_rankloss as trl
@@ -19,7 +18,7 @@ LOSSES = {
     "harmonic": trl.harmonic_iou_loss,
 }
 every_loss = pytest.mark.parametrize("kind", LOSSES)
-MAX_EXAMPLES = 5 if os.environ.get("TRITON_INTERPRET") == "1" else 25  # decorators cannot read fixtures
+MAX_EXAMPLES = 5 if INTERPRETED else 25  # decorators cannot read fixtures
 
 
 def literal(kind, a, b, eps=1e-7, gamma=0.8):

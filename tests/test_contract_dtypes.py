@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
-from cases import DTYPES, assert_close, assert_equal
+from cases import DTYPES, INTERPRETED, assert_close, assert_equal
 from contract import (
     NUM_CLASSES,
     each,
@@ -64,7 +64,7 @@ def test_labels_and_dense_targets_agree(loss, device):
 
 
 @each(lambda loss: loss.takes_logits)
-@pytest.mark.parametrize("num_classes", [NUM_CLASSES, 200, 257])
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, 257] if INTERPRETED else [NUM_CLASSES, 200, 257])
 def test_labels_in_any_integer_dtype(loss, num_classes, device):
     """Also in one that cannot hold the number of channels: to int8, 200 would be -56, and to uint8, 257 would be 1."""
     labels = make_labels("mixed")
@@ -72,7 +72,7 @@ def test_labels_in_any_integer_dtype(loss, num_classes, device):
     inputs = make_inputs(loss, labels=labels, device=device)
     inputs["logits"] = torch.randn(*labels.shape, num_classes + loss.is_softmax, dtype=torch.float64, device=device)
     expected = evaluate(loss, inputs)
-    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+    for dtype in (torch.uint8, torch.int8) if INTERPRETED else (torch.uint8, torch.int8, torch.int16, torch.int32):
         found = evaluate(loss, inputs | {loss.targets: inputs[loss.targets].to(dtype)})
         for actual, wanted in zip(chain(*found), chain(*expected)):
             assert_close(actual, wanted, times=0.01)

@@ -4,21 +4,18 @@ The same cases as elsewhere, with tiles of 4 positives and blocks of 16 candidat
 entry that no program owns shows. Without Triton's interpreter these would only repeat the other tests.
 """
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from cases import KINDS, assert_close, assert_equal, batch
+from cases import INTERPRETED, KINDS, assert_close, assert_equal, batch
 from ranking_losses import LOSSES, evaluate, oracle
 
 import triton_rankloss as rankloss
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="needs the kernels on the CPU: TRITON_INTERPRET=1"
-)
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs the kernels on the CPU: TRITON_INTERPRET=1")
 
 SMALL = {
     "listing": {"TARGETS_BLOCK": 16},
@@ -57,9 +54,8 @@ def small_blocks_and_poisoned_buffers(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize(("kind", "per_image"), [*((kind, False) for kind in KINDS), ("random", True), ("ties", True)])
 @pytest.mark.parametrize("delta", [0.0, 0.5])
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_every_branch(name, form, kind, delta, per_image, monkeypatch):
     monkeypatch.setattr("triton_rankloss.kernels.ranking.count.MAX_POSITIVES_OF_PAIRS", FORMS[form])

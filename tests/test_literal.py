@@ -4,17 +4,14 @@ Those of DR Loss, of the harmonic losses and of the box losses stand in the file
 """
 
 import math
-import os
 
 import pytest
 import torch
-from cases import assert_close
+from cases import INTERPRETED, assert_close
 
 from triton_rankloss.reference import alrp, ap, iou_balanced, rank_sort
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the reference alone, which the first pass has tested"
-)
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the reference alone, which the first pass has tested")
 
 P, N = [0.5, -0.25, 2.0, 0.5], [0.625, -3.0, 0.5, 1.25, 4.0]  # two positives and a negative of one score
 ERRORS = [0.25, 0.75, 0.5, 1.0]

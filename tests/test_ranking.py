@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import KINDS, assert_close, batch, dense as shuffled, scores
+from cases import INTERPRETED, KINDS, assert_close, batch, dense as shuffled, scores
 from hypothesis import given, settings, strategies as st
 from ranking_losses import LOSSES, evaluate, oracle
 from torch.profiler import profile
@@ -16,7 +16,6 @@ from torch.profiler import profile
 import triton_rankloss as rankloss
 from triton_rankloss.reference import dense, sorted as sorted_engine
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 engines = pytest.mark.parametrize("engine", [dense, sorted_engine], ids=["dense", "sorted"])
 of_the_reference = pytest.mark.skipif(INTERPRETED, reason="the reference alone, which the first pass has tested")
 every_loss = pytest.mark.parametrize("name", LOSSES)
