@@ -57,6 +57,12 @@ def test_no_markup_of_a_docstring_is_left(name):
     assert set(re.findall(r"\]\[triton_rankloss\.(\w+)\]", text)) <= set(PUBLIC)
 
 
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    for page in DOCS.rglob("*.md"):
+        assert re.search(rf"[ :-] {page.relative_to(DOCS)}$", navigation, re.MULTILINE), page
+
+
 def test_every_public_name_is_on_an_api_page():
     shown = re.findall(r"^::: triton_rankloss\.(\w+)$", "".join(p.read_text() for p in DOCS.glob("api/*.md")), re.M)
     assert sorted(shown) == sorted(PUBLIC)
