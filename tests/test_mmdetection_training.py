@@ -111,6 +111,7 @@ def config_of(folder: Path, work: Path, model: str, loss: dict) -> Config:
     arguments = Namespace(data=folder, size=(64, 64), batch_size=4, learning_rate=1e-3, epochs=2, out=work)
     settings = config(model, "alrp", 0, arguments)
     settings.model.bbox_head.loss = loss
+    settings.custom_hooks = [{"type": "EndEpochHook"}]
     settings.train_dataloader.dataset.pipeline[3].prob = 0.0
     return settings
 
