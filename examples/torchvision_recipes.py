@@ -12,23 +12,22 @@ NO_OPTIONS: Mapping[str, bool] = MappingProxyType({})
 
 
 class Recipe(NamedTuple):
-    """`losses`, called with the steps of an epoch, makes the losses; none are torchvision's own."""
+    """`losses` makes the losses; none are torchvision's own."""
 
-    losses: Callable[[int], tuple[nn.Module, ...]]
+    losses: Callable[[], tuple[nn.Module, ...]]
     learning_rate: float = 4e-3
     prior: float = 0.01  # the score of every anchor before training, torchvision's own by default
     options: Mapping[str, bool] = NO_OPTIONS
 
 
-STOCK = Recipe(lambda _: ())
-AP = Recipe(lambda _: (rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss()))
-ALRP = Recipe(lambda steps: (rankloss.ALRPLoss(steps_per_epoch=steps),))
-RANK_SORT = Recipe(lambda _: (rankloss.RankSortLoss(),))
+STOCK = Recipe(lambda: ())
+AP = Recipe(lambda: (rankloss.APLoss(), rankloss.GeneralizedBoxIoULoss()))
+# Epochs of a training this short are too few to balance by: after every ten steps instead.
+ALRP = Recipe(lambda: (rankloss.ALRPLoss(steps_per_epoch=10),))
+RANK_SORT = Recipe(lambda: (rankloss.RankSortLoss(),))
 # It compares probabilities: see examples/recipes.py.
-DR = Recipe(
-    lambda _: (rankloss.DRLoss(per_image=True), rankloss.GeneralizedBoxIoULoss()), learning_rate=2e-3, prior=0.3
-)
-HARMONIC = Recipe(lambda _: (rankloss.HarmonicDetectionLoss(classification="focal"),))
+DR = Recipe(lambda: (rankloss.DRLoss(per_image=True), rankloss.GeneralizedBoxIoULoss()), prior=0.3)
+HARMONIC = Recipe(lambda: (rankloss.HarmonicDetectionLoss(classification="focal"),))
 DENSE = {"stock": STOCK, "ap": AP, "alrp": ALRP, "rank_sort": RANK_SORT, "dr": DR, "harmonic": HARMONIC}
 
 
@@ -38,7 +37,7 @@ def without_centerness(recipe: Recipe) -> Recipe:
 
 
 RETINANET = DENSE | {
-    "iou_balanced": Recipe(lambda _: (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss())),
+    "iou_balanced": Recipe(lambda: (rankloss.IoUBalancedFocalLoss(), rankloss.IoUBalancedSmoothL1Loss())),
 }
 FCOS = DENSE | {
     "ap": without_centerness(AP),
@@ -47,15 +46,15 @@ FCOS = DENSE | {
     "rank_sort_centerness": RANK_SORT,
     "dr": without_centerness(DR),
     # Boxes by FCOS's own loss: they are points before training, where smooth L1 has an IoU, and so a weight, of 0.
-    "iou_balanced": Recipe(lambda _: (rankloss.IoUBalancedFocalLoss(),)),
+    "iou_balanced": Recipe(lambda: (rankloss.IoUBalancedFocalLoss(),)),
 }
 FASTER_RCNN = {
     "stock": STOCK,
     "ap": AP,
     "alrp": ALRP,
     "rank_sort": RANK_SORT,
-    "iou_balanced": Recipe(lambda _: (rankloss.IoUBalancedCrossEntropyLoss(), rankloss.IoUBalancedSmoothL1Loss())),
-    "harmonic": Recipe(lambda _: (rankloss.HarmonicDetectionLoss(classification="softmax"),)),
+    "iou_balanced": Recipe(lambda: (rankloss.IoUBalancedCrossEntropyLoss(), rankloss.IoUBalancedSmoothL1Loss())),
+    "harmonic": Recipe(lambda: (rankloss.HarmonicDetectionLoss(classification="softmax"),)),
 }
 RECIPES = {
     "retinanet": RETINANET,

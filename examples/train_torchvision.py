@@ -59,7 +59,7 @@ def build(name: str, recipe: Recipe, dataset: Dataset, arguments: argparse.Names
     """A model with the loss of `recipe`."""
     height, width = dataset.train.images.shape[-2:]
     model = MODELS[name](len(dataset.categories), {"min_size": min(width, height), "max_size": max(width, height)})
-    losses = recipe.losses(math.ceil(len(dataset.train.images) / arguments.batch_size))
+    losses = recipe.losses()
     if losses:
         use_loss(model, *losses, **recipe.options)
     if name != "faster_rcnn":
