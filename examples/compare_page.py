@@ -12,7 +12,7 @@ import json
 import math
 from pathlib import Path
 
-from compare_plots import interval, plot_imbalance, plot_recipes, plot_tuning
+from compare_plots import interval, plot_imbalance, plot_recipes, plot_summary, plot_tuning
 from experiments import (
     BOX_WEIGHTS,
     IMBALANCES,
@@ -48,6 +48,19 @@ def difference(runs: list[dict], loss: str, key: str = "ap", base: str = "focal"
         [run[key] - by_seed[run["seed"]] for run in runs if run["loss"] == loss and run["seed"] in by_seed]
     )
     return f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+
+
+def overview(runs_of: dict[str, list[dict]]) -> list[str]:
+    """AP of every loss by its recipe, and within each seed its difference from focal loss, by data."""
+    lines = ["| loss | " + " | ".join(f"{data}, AP | less focal" for data in runs_of) + " |"]
+    lines.append("|---" * (1 + 2 * len(runs_of)) + "|")
+    for loss in ROWS:
+        cells = []
+        for runs in runs_of.values():
+            cells.append(measured([run["ap"] for run in runs if run["loss"] == loss]))
+            cells.append("" if loss == "focal" else difference(runs, loss))
+        lines.append(f"| {loss} | {' | '.join(cells)} |")
+    return lines
 
 
 def recipes(runs: list[dict]) -> list[str]:
@@ -125,12 +138,14 @@ def main() -> None:
         "",
         "Written by `examples/compare_page.py`. " + " ".join(__doc__.split("\n\n")[2].split()),
     ]
-    for name, title in TITLES.items():
-        path = folder / name / "results.json"
-        if not path.exists():
-            continue
-        content = json.loads(path.read_text())
+    found = {name: json.loads(path.read_text()) for name in TITLES if (path := folder / name / "results.json").exists()}
+    if found.keys() >= {"digits", "folder"}:
+        runs_of = {found[name]["settings"]["data"]: found[name]["runs"] for name in ("digits", "folder")}
+        plot_summary(folder / "summary.png", runs_of)
+        lines += ["", *overview(runs_of), "", "![AP of every loss](summary.png)"]
+    for name, content in found.items():
         runs, settings = content["runs"], content["settings"]
+        title = TITLES[name].format(**settings)
         of_runs = {"imbalance": imbalance, "tuning": tuning}.get(name, recipes)(runs)
         picture = f"{name}.png"
         if name == "imbalance":
@@ -139,8 +154,8 @@ def main() -> None:
             plot_tuning(folder / picture, runs)
         else:
             plot_recipes(folder / picture, runs)
-        lines += ["", f"## {title.format(**settings)}", "", f"{settings['epochs']} epochs, {len(runs)} trainings.", ""]
-        lines += [*of_runs, "", f"![{title.format(**settings)}]({picture})"]
+        lines += ["", f"## {title}", "", f"{settings['epochs']} epochs, {len(runs)} trainings.", ""]
+        lines += [*of_runs, "", f"![{title}]({picture})"]
         diverged = [f"{run['loss']} at {run['model']}, seed {run['seed']}" for run in runs if "diverged" in run]
         if diverged:
             lines += ["", f"Not finite, counted as 0: {'; '.join(diverged)}."]

@@ -65,10 +65,10 @@ def test_a_training_is_kept_with_what_the_page_needs():
 
 
 def test_page(tmp_path, monkeypatch):
-    for name in ("digits", "imbalance", "tuning"):
+    for name in experiments.EXPERIMENTS:
         experiment = experiments.EXPERIMENTS[name]
         runs = [entry(run, ap=0.25 + 0.125 * run.seed) for run in experiment.runs([])]
-        content = {"settings": {"data": "digits", "epochs": 2}, "runs": runs[:47]}  # as after a kill
+        content = {"settings": {"data": name, "epochs": 2}, "runs": runs[:47]}  # as after a kill
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(content))
     monkeypatch.setattr(sys, "argv", ["compare_page.py", str(tmp_path)])
@@ -77,7 +77,9 @@ def test_page(tmp_path, monkeypatch):
     # Five seeds: 0.25, 0.375 ... 0.75 have mean 0.5, standard deviation 0.1976, and Student's t of 4 is 2.776.
     half = 2.776 * 0.19764 / math.sqrt(5)
     assert f"| ap | 5 | 0.500 ± {half:.3f} | +0.000 ± 0.000 | 0.700 ± 0.000 |" in page
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("digits", "imbalance", "tuning"))
+    assert f"| ap | 0.500 ± {half:.3f} | +0.000 ± 0.000 | 0.500 ± {half:.3f} | +0.000 ± 0.000 |" in page
+    pictures = (*experiments.EXPERIMENTS, "summary")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
 
 
 @pytest.mark.parametrize(
