@@ -78,7 +78,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--data", type=Path, help="COCO-format folder, for the experiment 'folder' alone")
-    parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 40 for a folder")
+    parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 20 for a folder")
     parser.add_argument("--workers", type=positive_integer, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=Path("out/compare"))
     arguments = parser.parse_args()

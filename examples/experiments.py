@@ -97,7 +97,7 @@ def tuning(_: list[dict]) -> Iterator[Run]:
 
 EXPERIMENTS = {
     "digits": Experiment(on_digits=True, epochs=8, runs=recipes),
-    "folder": Experiment(on_digits=False, epochs=40, runs=recipes),
+    "folder": Experiment(on_digits=False, epochs=20, runs=recipes),
     "imbalance": Experiment(on_digits=True, epochs=8, runs=imbalance),
     "tuning": Experiment(on_digits=True, epochs=8, runs=tuning),
 }

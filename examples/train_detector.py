@@ -45,7 +45,7 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", choices=[*RECIPES, "all"], nargs="+", default=["all"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
-    parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 40 for a folder")
+    parser.add_argument("--epochs", type=positive_integer, help="default: 8 for digits, 20 for a folder")
     parser.add_argument("--batch-size", type=positive_integer, default=8)
     parser.add_argument(
         "--size", type=multiple_of_32, nargs=2, metavar=("W", "H"), default=(256, 192), help="of a folder's images"
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         dataset = digit_scenes(arguments.scenes, SCENE_SIZE, arguments.seed)
     training_set = TrainingSet(dataset, arguments.device)
-    epochs = arguments.epochs or (40 if arguments.data else 8)
+    epochs = arguments.epochs or (20 if arguments.data else 8)
     settings = {"epochs": epochs, "batch_size": arguments.batch_size, "seed": arguments.seed}
     names = RECIPES if "all" in arguments.loss else dict.fromkeys(arguments.loss)
     runs = [train(name, RECIPES[name](), dataset, training_set, **settings, device=arguments.device) for name in names]
