@@ -198,8 +198,10 @@ def test_boxes_of_a_loss_of_classes_are_mmdetections(box, maps):
     torch.testing.assert_close(found, sum(expected))
 
 
-def test_balanced_boxes(maps):
-    head = ranked(RankLossRetinaHead, "IoUBalancedFocalLoss", loss_bbox={"type": "IoUBalancedSmoothL1Loss"})
+@pytest.mark.parametrize("group", [{}, {"group": "world"}], ids=["own", "world"])
+def test_balanced_boxes(group, maps):
+    box = {"type": "IoUBalancedSmoothL1Loss", **group}
+    head = ranked(RankLossRetinaHead, "IoUBalancedFocalLoss", loss_bbox=box)
     matches = head.match(*head(maps), [FIRST, SECOND], [META] * 2)
     expected = rankloss.iou_balanced_smooth_l1_loss(
         matches.deltas, matches.target_deltas, pred_boxes=matches.boxes, target_boxes=matches.target_boxes

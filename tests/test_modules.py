@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import assert_close
+from torch import distributed as dist
 
 import triton_rankloss as rankloss
 from triton_rankloss.cli.operators import on_reference
@@ -53,6 +54,27 @@ def test_alrp_weight_can_be_set_at_the_end_of_an_epoch_and_survives_saving(batch
     evaluated = restored.eval()(*batch, errors)
     assert restored.sums.abs().sum() == 0
     assert evaluated.localization.item() == pytest.approx(localization * restored.localization_weight.item(), rel=1e-6)
+
+
+def test_alrp_sums_go_on_growing_in_half_precision(batch, device):
+    loss = rankloss.ALRPLoss().to(device).bfloat16()
+    loss.sums.fill_(256)  # to which bfloat16 adds nothing below 1
+    errors = torch.tensor([0.3, 0.9], device=device)
+    parts = rankloss.alrp_loss(*batch, errors)
+    loss(*batch, errors)
+    assert loss.sums.tolist() == pytest.approx([256 + part.item() for part in parts], rel=1e-6)
+
+
+def test_a_loss_with_a_group_can_be_copied():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(rankloss.RankSortLoss(group=dist.group.WORLD, delta=0.25))
+        (copied,) = torch.optim.swa_utils.AveragedModel(model).module
+        assert copied.group is model[0].group
+        assert copied.delta == 0.25
+        assert copied.box_weight is not model[0].box_weight
+    finally:
+        dist.destroy_process_group()
 
 
 def test_alrp_gradient_reaches_the_boxes_and_not_the_weight(batch, device):

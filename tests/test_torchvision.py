@@ -118,6 +118,8 @@ def test_a_loss_is_replaced_by_another(model, batch):
     use_loss(use_loss(model, rankloss.ALRPLoss()), rankloss.RankSortLoss())
     assert own_parts(model(*batch)) == ["bbox_regression", "ranking", "sorting"]
     assert not any("localization_weight" in name for name in model.state_dict())
+    use_loss(model, lambda matches: {"own": matches.logits.sum()})
+    assert own_parts(model(*batch)) == ["own"]
 
 
 def test_boxes_are_those_of_the_model(model, batch):

@@ -141,6 +141,14 @@ def test_targets_of_half_precision_are_divided_by_their_sum(dtype):
     assert found.item() == pytest.approx(3, rel=1e-3)  # float16 ends at 65504, below the sum
 
 
+def test_the_last_loss_is_the_one_that_trains():
+    model = YOLO("yolov8n.yaml")
+    use_loss(use_loss(model, rankloss.APLoss()), rankloss.RankSortLoss(), prior=0.01)
+    (callback,) = (call for call in model.callbacks["on_pretrain_routine_end"] if hasattr(call, "prior"))
+    assert isinstance(callback.loss, rankloss.RankSortLoss)
+    assert callback.prior == 0.01
+
+
 def test_bad_arguments():
     model = YOLO("yolov8n.yaml")
     with pytest.raises(TypeError, match=r"loss must be one of APLoss, .*; got ALRPLoss"):

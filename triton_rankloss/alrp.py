@@ -147,7 +147,7 @@ class ALRPLoss(LossModule):
             max_positives=max_positives,
         )
         self.register_buffer("localization_weight", torch.tensor(float(initial_weight)))
-        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(2))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -169,7 +169,8 @@ class ALRPLoss(LossModule):
 
     @torch.no_grad()
     def _observe(self, losses: ALRPLosses) -> None:
-        self.sums += torch.stack(losses).to(self.sums.dtype)
+        # A model in half precision has cast the buffer, in which a sum would soon stand still.
+        self.sums = self.sums.float() + torch.stack(losses).float()
         self.num_steps += 1
         if self.steps_per_epoch is not None:
             self._rebalance(self.num_steps == self.steps_per_epoch)

@@ -25,7 +25,8 @@ def harmonic_loss(
         localization_losses: :math:`l_i` >= 0, of the same shape.
         detach_factors: treat the factors :math:`1 + e^{-l_i}` and :math:`1 + e^{-c_i}` as constants in differentiation.
             Otherwise the gradient of :math:`c_i` is :math:`1 + e^{-l_i} - l_i e^{-c_i}`: larger where the box is good,
-            and below 0 for a box so bad (:math:`l_i` > 1) that its score should not rise yet.
+            and below 0 for a box so bad (:math:`l_i` > 1.28, or more for a larger :math:`c_i`) that its score should
+            not rise yet.
 
     Returns:
         :math:`h_i`, of the shape of the arguments: float64 if either is, else float32.

@@ -1,5 +1,6 @@
 """What the modules share: they store hyper-parameters, show them, and hand them to a function."""
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,15 @@ class LossModule(nn.Module):
     def options(self, *others: str) -> dict[str, Any]:
         """The hyper-parameters, by name, but for `others`, which only the module has."""
         return {name: getattr(self, name) for name in self._names if name not in others}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LossModule":
+        """As averaged models take one; a process group is no copy's own, and cannot be copied."""
+        if getattr(self, "group", None) is not None:
+            memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def extra_repr(self) -> str:
         """All of them but those that are None."""

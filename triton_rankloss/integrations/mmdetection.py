@@ -39,7 +39,8 @@ class RankLossHead(AnchorHead):
             of `ALRPLoss`, `RankSortLoss` or `HarmonicDetectionLoss`, in place of `loss_cls` and `loss_bbox`. With
             ``group="world"`` the ranking spans all processes.
         others: as of the head in mmdetection. `loss_cls` is not called, but must say ``use_sigmoid=True``, as its
-            default does. `loss_bbox` may be `IoUBalancedSmoothL1Loss`.
+            default does. `loss_bbox` may be `IoUBalancedSmoothL1Loss`, which ``group="world"`` divides by the positives
+            of all processes, as mmdetection's own are.
 
     Raises:
         TypeError: `loss` is no config, or that of another module.
@@ -49,6 +50,8 @@ class RankLossHead(AnchorHead):
     """
 
     def __init__(self, *others: Any, loss: dict[str, Any], **named: Any) -> None:
+        if "loss_bbox" in named:
+            named["loss_bbox"] = _with_group(named["loss_bbox"])
         super().__init__(*others, **named)
         if not self.use_sigmoid_cls:
             raise ValueError(

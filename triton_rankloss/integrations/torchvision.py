@@ -6,7 +6,7 @@
 
 Candidates of all levels and all images of the batch are ranked at once, in Faster R-CNN its sampled proposals.
 `score_thresh` drops detections by the level of their score; a ranking loss fixes the order of scores, not their level.
-Needs torchvision, which ``pip install triton-rankloss[torchvision]`` brings.
+Needs torchvision, which the extra ``torchvision`` brings.
 """
 
 from typing import Any, TypeVar
@@ -229,9 +229,10 @@ def match(
 
 
 def _take_over(new: nn.Module, old: nn.Module) -> None:
-    """Make `new` of all that `old` holds, in place of its own constructor."""
+    """Make `new` of all that `old` holds but for a loss, in place of its own constructor."""
     nn.Module.__init__(new)
-    vars(new).update(vars(old), _modules=dict(old._modules))
+    modules = {name: module for name, module in old._modules.items() if name not in ("loss", "box_loss")}
+    vars(new).update(vars(old), _modules=modules)
 
 
 def _centerness_loss(logits: Tensor, distances: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 
 Matching and the losses of boxes are those of the library, with the weights of the model's config. Every set of
 predictions (each decoder layer, the encoder's, the denoising queries of each layer) is ranked by itself, over all
-images of the batch. Needs transformers, scipy and pillow, which ``pip install triton-rankloss[transformers]`` brings.
+images of the batch. Needs transformers, scipy and pillow, which the extra ``transformers`` brings.
 """
 
 from collections.abc import Callable, Iterator

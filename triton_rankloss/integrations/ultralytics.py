@@ -5,7 +5,7 @@
     model.train(data="coco8.yaml")
 
 Assignment and box losses stay those of the criterion, as do all classes: a checkpoint holds nothing of this package and
-loads without it. Needs ultralytics, which ``pip install triton-rankloss[ultralytics]`` brings.
+loads without it. Needs ultralytics, which the extra ``ultralytics`` brings.
 """
 
 import math
@@ -55,7 +55,9 @@ def use_loss(model: YOLO, loss: nn.Module | ClassLoss, prior: float = 0.1) -> YO
         names = ", ".join(kind.__name__ for kind in _LOSSES)
         raise TypeError(f"loss must be one of {names}, or a function of scores and targets; got {type(loss).__name__}")
     check_number("prior", prior, 0, 1, low_open=True, high_open=True)
-    model.add_callback("on_pretrain_routine_end", _Callback(loss, prior))
+    callbacks = model.callbacks["on_pretrain_routine_end"]
+    callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _Callback)]  # an earlier loss
+    callbacks.append(_Callback(loss, prior))
     return model
 
 
