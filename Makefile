@@ -35,7 +35,7 @@ fuzz: $(VENV)/installed
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m fuzz $(FUZZ)
 
 # Each stack in an environment of its own: its tests, and the blocks of its page in docs/. torchvision, which Ultralytics
-# needs too, has no build for CPU-only torch, and comes with 5 GB of CUDA libraries.
+# needs too, is not on PyPI for CPU-only torch, and comes with 5 GB of CUDA libraries.
 test-torchvision test-transformers test-lightning test-ultralytics test-mmdetection: test-%: .venv-%/installed
 	.venv-$*/bin/python -m pytest $(wildcard tests/test_$*.py tests/test_$*_*.py)
 	.venv-$*/bin/python -m pytest tests/test_pages.py -k $*

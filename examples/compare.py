@@ -52,11 +52,25 @@ def run_one(epochs: int, folder: Path | None, run: Run) -> dict:
     try:
         result, _ = train(run.loss, recipe, dataset, training_set, **how, validate_every=every, quiet=True)
     except DivergedError as error:
-        return key | {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "curve": [{"epoch": 0, "ap": 0.0}], "diverged": str(error)}
+        return key | nothing(dataset, epochs) | {"diverged": str(error)}
     for point in result["curve"]:
         point["ap"], point["ap50"] = round(point["ap"], 4), round(point["ap50"], 4)
         del point["parts"]
     return key | result
+
+
+def nothing(dataset: Dataset, epochs: int) -> dict:
+    """What a training that did not come to its end counts as."""
+    points = [*range(max(1, epochs // POINTS), epochs, max(1, epochs // POINTS)), epochs]
+    return {
+        "ap": 0.0,
+        "ap50": 0.0,
+        "ap75": 0.0,
+        "by_iou": [0.0] * 10,
+        "by_class": {category["name"]: 0.0 for category in dataset.categories},
+        "correlation": 0.0,
+        "curve": [{"epoch": epoch, "ap": 0.0, "ap50": 0.0} for epoch in points],
+    }
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ import json
 import math
 from pathlib import Path
 
-from compare_plots import interval, plot_imbalance, plot_recipes, plot_summary, plot_tuning
+from compare_plots import finished_rows, interval, plot_imbalance, plot_recipes, plot_summary, plot_tuning
 from experiments import (
     BOX_WEIGHTS,
     IMBALANCES,
@@ -54,7 +54,7 @@ def overview(runs_of: dict[str, list[dict]]) -> list[str]:
     """AP of every loss by its recipe, and within each seed its difference from focal loss, by data."""
     lines = ["| loss | " + " | ".join(f"{data}, AP | less focal" for data in runs_of) + " |"]
     lines.append("|---" * (1 + 2 * len(runs_of)) + "|")
-    for loss in ROWS:
+    for loss in finished_rows(runs_of):
         cells = []
         for runs in runs_of.values():
             cells.append(measured([run["ap"] for run in runs if run["loss"] == loss]))

@@ -80,18 +80,24 @@ def plot_recipes(path: Path, runs: list[dict]) -> None:
     _save(path)
 
 
+def finished_rows(runs_of: dict[str, list[dict]]) -> list[str]:
+    """The losses of which every data set has a training."""
+    return [row for row in ROWS if all(any(run["loss"] == row for run in runs) for runs in runs_of.values())]
+
+
 def plot_summary(path: Path, runs_of: dict[str, list[dict]]) -> None:
     """AP of every loss, by data: mean, 95 % interval, every seed; a band is the interval of focal loss."""
+    rows = finished_rows(runs_of)
     _, panels = plt.subplots(1, len(runs_of), figsize=(5.5 * len(runs_of), 3.4), layout="constrained", squeeze=False)
     for panel, (title, runs) in zip(panels[0], runs_of.items(), strict=True):
-        for i, row in enumerate(ROWS):
+        for i, row in enumerate(rows):
             values = [run["ap"] for run in runs if run["loss"] == row]
             mean, half = interval(values)
             panel.errorbar(mean, -i, xerr=half, capsize=4, marker="o", ms=6, color=STYLE_OF[row]["color"])
             panel.plot(values, [-i + 0.25] * len(values), "|", color=STYLE_OF[row]["color"])
-            if row == "focal":
+            if row == "focal" and not math.isnan(half):
                 panel.axvspan(mean - half, mean + half, color="0.5", alpha=0.15, lw=0)
-        panel.set_yticks([-i for i in range(len(ROWS))], ROWS)
+        panel.set_yticks([-i for i in range(len(rows))], rows)
         panel.set(title=title, xlabel="AP")
         panel.grid(axis="x", alpha=0.3)
     _save(path)

@@ -2,7 +2,7 @@
 
     python examples/train_transformers.py --loss rank_sort            # a few steps on scenes of digits
     python examples/train_transformers.py --data FOLDER --loss all --out out/transformers --epochs 60
-    accelerate launch --cpu --num_processes 2 examples/train_transformers.py --data FOLDER --loss rank_sort --epochs 60
+    accelerate launch --multi_gpu --num_processes 2 examples/train_transformers.py --data FOLDER --epochs 60
 
 FOLDER holds images/ and instances_{train,val,test}.json in COCO format. Nothing is downloaded: weights start random.
 Runs go to results.json in --out; a command that was killed goes on from the last checkpoint of its run. In several

@@ -64,6 +64,25 @@ def test_a_training_is_kept_with_what_the_page_needs():
     assert [point["epoch"] for point in kept["curve"]] == [1]
 
 
+def test_a_training_that_diverged_counts_as_nothing_and_has_its_place_on_the_page(monkeypatch, tmp_path):
+    def diverge(*_, **__):
+        raise compare.DivergedError("no longer finite")
+
+    monkeypatch.setattr(compare, "train", diverge)
+    (tmp_path / "digits").mkdir()
+    content = {
+        "settings": {"data": "digits", "epochs": 20},
+        "runs": [compare.run_one(20, None, experiments.Run("recipe", loss, 0)) for loss in ("focal", "ap")],
+    }
+    assert [point["epoch"] for point in content["runs"][0]["curve"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    (tmp_path / "digits" / "results.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["compare_page.py", str(tmp_path)])
+    compare_page.main()
+    page = (tmp_path / "README.md").read_text()
+    assert "| ap | 1 | 0.000 |" in page
+    assert "Not finite, counted as 0: focal at recipe, seed 0; ap at recipe, seed 0." in page
+
+
 def test_page(tmp_path, monkeypatch):
     for name in experiments.EXPERIMENTS:
         experiment = experiments.EXPERIMENTS[name]

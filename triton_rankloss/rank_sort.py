@@ -111,7 +111,8 @@ class RankSortLoss(LossModule):
     multiplied by `box_weight` = (ranking + sorting) / box, a constant in backward, so that both tasks weigh the same
     and the training loss is the plain sum of the parts. The last weight is kept in a buffer.
 
-    Source: Oksuz et al., ICCV 2021, arXiv 2107.11669, section 4.3 (task balancing).
+    Source: Oksuz et al., ICCV 2021, arXiv 2107.11669, section 4.3 (task balancing). The published heads weigh each box
+    loss by the score of its positive.
     """
 
     group: "ProcessGroup | None"
