@@ -82,7 +82,10 @@ def test_every_loss_has_a_page():
         ("[**kernels/**](../triton_rankloss/kernels)", "**kernels/** (`triton_rankloss/kernels`)"),
         ("[gone](nowhere.md)", "[gone](nowhere.md)"),
         ("[paper](https://arxiv.org/abs/1904.06373)", "[paper](https://arxiv.org/abs/1904.06373)"),
-        ("[digits](../examples/results/digits.json)", "digits (`examples/results/digits.json`)"),
+        (
+            "[AP](../examples/results/compare/digits/results.json)",
+            "AP (`examples/results/compare/digits/results.json`)",
+        ),
         ("```\n[ap.py](../reference/ap.py)\n```", "```\n[ap.py](../reference/ap.py)\n```"),
         ("<!-- not run: needs a GPU -->", '<p class="not-run">Not run by the tests: needs a GPU.</p>\n'),
     ],
