@@ -45,10 +45,11 @@ test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m triton_rankloss kernels --quick --arch sm_80 --arch sm_90
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(KERNEL_TESTS) $(PARALLEL)
 
-# Every kernel, in all its forms and dtypes, for every architecture, into docs/architectures.json. Takes long.
+# Every kernel, in all its forms, for every architecture, into docs/architectures.json. Takes long. DTYPES: further ones,
+# as --dtype bfloat16 --dtype float64.
 kernels: $(VENV)/installed
 	mkdir -p out
-	$(BIN)/python -m triton_rankloss kernels --arch all --json out/kernels.json
+	$(BIN)/python -m triton_rankloss kernels --arch all --dtype float32 $(DTYPES) --json out/kernels.json
 	$(BIN)/python -m tools.architectures out/kernels.json
 
 # Wheel and sdist; then the wheel in an environment that holds nothing else, first without Triton, then with all it asks
