@@ -24,7 +24,7 @@ from ..arithmetic import number
 from ..listing import Positives
 from .kinks import Kinks
 
-BLOCK, WARPS = 1024, 8  # one program a scope, bound by the latency of its steps; of 16 warps some spilled
+BLOCK, WARPS = 2048, 8  # one program a scope, bound by the latency of its steps; of 1024, or 16 warps, some spilled
 
 
 @triton.jit
