@@ -80,7 +80,13 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Out
     start = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            step.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_take_interrupts,
         )
         try:
             code = process.wait(limit)
@@ -95,6 +101,11 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Out
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return Outcome(step.name, status, round(time.perf_counter() - start, 1), note)
+
+
+def _take_interrupts() -> None:
+    """What was started in the background ignores them, and what it starts would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def summary(device: str, outcomes: list[Outcome], folder: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -232,8 +233,12 @@ try:
 finally:
     open({str(tmp_path / "found")!r}, "w").write("something")
 """
-    # Long enough for an interpreter to start on a busy machine.
-    outcome = gpu_run.run(python(code, 20), 20, tmp_path / "log", dict(os.environ))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what was started in the background
+    try:
+        # Long enough for an interpreter to start on a busy machine.
+        outcome = gpu_run.run(python(code, 8), 8, tmp_path / "log", dict(os.environ))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.status == "out of time"
     assert (tmp_path / "found").read_text() == "something"
 
