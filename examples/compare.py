@@ -40,17 +40,17 @@ def run_one(epochs: int, folder: Path | None, run: Run) -> dict:
     """Train on one thread; what results.json keeps of it."""
     torch.set_num_threads(1)
     dataset, training_set = load(folder, run.seed, run.imbalance, run.top_k)
-    recipe = RECIPES[run.loss.split()[0].rstrip(",")](**dict(run.options))
+    recipe = RECIPES[run.loss](**dict(run.options))
     recipe.learning_rate *= run.learning_rate
     if run.box_weight != 1:
         recipe.box_weight *= run.box_weight
     how: dict = {"epochs": epochs, "batch_size": BATCH_SIZE, "seed": run.seed, "device": torch.device("cpu")}
     labels = training_set.labels
     share = ((labels >= 0) & (labels < len(dataset.categories))).float().mean().item()
-    key = {"model": run.setting, "loss": run.loss, "seed": run.seed, "positive_share": share}
+    key = {"model": run.setting, "loss": run.row, "seed": run.seed, "positive_share": share}
     every = max(1, epochs // POINTS)
     try:
-        result, _ = train(run.loss, recipe, dataset, training_set, **how, validate_every=every, quiet=True)
+        result, _ = train(run.row, recipe, dataset, training_set, **how, validate_every=every, quiet=True)
     except DivergedError as error:
         return key | nothing(dataset, epochs) | {"diverged": str(error)}
     for point in result["curve"]:
@@ -83,7 +83,7 @@ def load(folder: Path | None, seed: int, imbalance: float, top_k: int) -> tuple[
 def missing(experiment: Experiment, results: Results, begun: set[Run]) -> Iterator[Run]:
     """What is neither done nor begun; `runs` is asked again each time, since it may depend on what is done."""
     for run in experiment.runs(results.runs):
-        if run not in begun and not results.has(run.setting, run.loss, run.seed):
+        if run not in begun and not results.has(run.setting, run.row, run.seed):
             yield run
 
 

@@ -21,6 +21,12 @@ class Run(NamedTuple):
     box_weight: float = 1.0  # likewise
     imbalance: float = 1.0  # of the classes in the training split, most frequent over rarest
     top_k: int = 9  # anchors of a level that may become positives of an object
+    name: str = ""  # of its row in the tables, where that is not the loss
+
+    @property
+    def row(self) -> str:
+        """Under which name its result is kept."""
+        return self.name or self.loss
 
 
 class Experiment(NamedTuple):
@@ -39,7 +45,10 @@ ROWS = ("focal", HEAVY_BOXES, *LOSSES[1:])
 def recipes(_: list[dict]) -> Iterator[Run]:
     """Each loss by its recipe, and focal loss with heavier boxes."""
     for seed, row in product(range(SEEDS_OF_RECIPES), ROWS):
-        yield Run("recipe", row, seed, box_weight=2.0 if row == HEAVY_BOXES else 1.0)
+        if row == HEAVY_BOXES:
+            yield Run("recipe", "focal", seed, box_weight=2.0, name=row)
+        else:
+            yield Run("recipe", row, seed)
 
 
 IMBALANCES = (1.0, 10.0, 100.0)
@@ -67,7 +76,7 @@ def imbalance(done: list[dict]) -> Iterator[Run]:
         best = tuned(setting, done)
         for variant in FOCAL_VARIANTS if seed == 0 else (best,):
             if variant is not None and variant != PUBLISHED:
-                yield Run(setting, name_of(variant), seed, options=variant, **data)
+                yield Run(setting, "focal", seed, options=variant, name=name_of(variant), **data)
 
 
 def tuned(setting: str, done: list[dict]) -> tuple[tuple[str, float], ...] | None:
