@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from experiments import (
     BOX_WEIGHTS,
-    HEAVY_BOXES,
+    CONTROLS,
     IMBALANCES,
     LEARNING_RATES,
     LOSSES,
@@ -27,7 +27,7 @@ from plots import STYLES
 STYLE_OF = {
     loss: {"ls": line, "marker": marker, "ms": 5, "color": f"C{i}", "label": loss}
     for i, (loss, (line, marker)) in enumerate(
-        zip((*LOSSES, "focal tuned", HEAVY_BOXES), [*STYLES, ("--", "*"), (":", "o")], strict=True)
+        zip((*LOSSES, "focal tuned", *CONTROLS), [*STYLES, ("--", "*"), (":", "o"), (":", "s")], strict=True)
     )
 }
 IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
