@@ -12,8 +12,18 @@ import json
 import math
 from pathlib import Path
 
-from compare_plots import finished_rows, interval, plot_imbalance, plot_recipes, plot_summary, plot_tuning
+from compare_plots import (
+    finished_rows,
+    has_factors,
+    interval,
+    plot_imbalance,
+    plot_localization,
+    plot_recipes,
+    plot_summary,
+    plot_tuning,
+)
 from experiments import (
+    BEFORE,
     BOX_WEIGHTS,
     IMBALANCES,
     LEARNING_RATES,
@@ -22,6 +32,7 @@ from experiments import (
     ROWS,
     TOP_KS,
     WITH_BOX_WEIGHT,
+    WITH_FACTORS,
     WITHOUT_KNOBS,
     name_of,
     tuned,
@@ -80,6 +91,23 @@ def recipes(runs: list[dict]) -> list[str]:
         if own:
             cells = [f"{interval([run['by_class'][name] for run in own])[0]:.3f}" for name in names]
             lines.append(f"| {loss} | {' | '.join(cells)} |")
+    return lines
+
+
+def localization(runs: list[dict]) -> list[str]:
+    """What the losses that promise better boxes reach beside the same loss without their factors."""
+    columns = {f"AP{50 + 5 * k}": k for k in (0, 5, 6, 7, 8)}
+    names = [*columns, "correlation"]
+    flat = [run | {name: run["by_iou"][k] for name, k in columns.items()} for run in runs]
+    lines = [
+        f"Better boxes? What these losses change within a seed, beside focal loss and smooth L1 (`{BEFORE}`), which is "
+        "what they are without their factors:",
+        "",
+        f"| loss | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for loss in WITH_FACTORS:
+        lines.append(f"| {loss} | {' | '.join(difference(flat, loss, name, BEFORE) for name in names)} |")
     return lines
 
 
@@ -156,6 +184,9 @@ def main() -> None:
             plot_recipes(folder / picture, runs)
         lines += ["", f"## {title}", "", f"{settings['epochs']} epochs, {len(runs)} trainings.", ""]
         lines += [*of_runs, "", f"![{title}]({picture})"]
+        if name in ("digits", "folder") and has_factors(runs):
+            plot_localization(folder / f"{name}-boxes.png", runs)
+            lines += ["", *localization(runs), "", f"![{title}: boxes]({name}-boxes.png)"]
         diverged = [f"{run['loss']} at {run['model']}, seed {run['seed']}" for run in runs if "diverged" in run]
         if diverged:
             lines += ["", f"Not finite, counted as 0: {'; '.join(diverged)}."]

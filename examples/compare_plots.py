@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from experiments import (
+    BEFORE,
     BOX_WEIGHTS,
     CONTROLS,
     IMBALANCES,
@@ -15,6 +16,7 @@ from experiments import (
     ROWS,
     TOP_KS,
     WITH_BOX_WEIGHT,
+    WITH_FACTORS,
     WITHOUT_KNOBS,
 )
 from scipy.stats import t as student
@@ -77,6 +79,34 @@ def plot_recipes(path: Path, runs: list[dict]) -> None:
     for panel in (points, curves, thresholds, order):
         panel.grid(alpha=0.3)
     curves.legend(fontsize=9, ncols=2)
+    _save(path)
+
+
+def has_factors(runs: list[dict]) -> bool:
+    """Whether the losses that promise better boxes were trained, and what they are without their factors."""
+    return {BEFORE, *WITH_FACTORS} <= {run["loss"] for run in runs}
+
+
+def plot_localization(path: Path, runs: list[dict]) -> None:
+    """What factors of IoU change within a seed: AP by IoU threshold, and whether scores know the boxes."""
+    before = {run["seed"]: run for run in runs if run["loss"] == BEFORE}
+    _, (thresholds, order) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", width_ratios=(3, 2))
+    for i, loss in enumerate(WITH_FACTORS):
+        pairs = [(run, before[run["seed"]]) for run in runs if run["loss"] == loss and run["seed"] in before]
+        style = STYLE_OF[loss]
+        changes = [interval([run["by_iou"][k] - old["by_iou"][k] for run, old in pairs]) for k in range(10)]
+        means, halves = zip(*changes, strict=True)
+        # Side by side, so that the intervals can be told apart.
+        thresholds.errorbar([x + 0.006 * i for x in IOU_THRESHOLDS], means, yerr=halves, capsize=3, **style)
+        for run, old in pairs:
+            order.plot([2 * i, 2 * i + 1], [old["correlation"], run["correlation"]], **style | {"label": None})
+    thresholds.axhline(0, color="0.4", lw=1)
+    thresholds.set(title="AP by IoU threshold: change, 95 % interval", xlabel="IoU threshold")
+    thresholds.legend(fontsize=9)
+    order.set_xticks(range(2 * len(WITH_FACTORS)), [name for loss in WITH_FACTORS for name in ("without", loss)])
+    order.set(title="Rank correlation of score and IoU, every seed")
+    for panel in (thresholds, order):
+        panel.grid(alpha=0.3)
     _save(path)
 
 

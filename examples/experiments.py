@@ -38,10 +38,12 @@ class Experiment(NamedTuple):
 
 
 SEEDS_OF_RECIPES = 5
+BEFORE = "focal, smooth L1"
+WITH_FACTORS = ("iou_balanced", "harmonic")  # what BEFORE becomes with factors of IoU, or of the other task
 CONTROLS: dict[str, dict] = {  # how much of a difference from focal loss is one of the boxes' weight or kind of loss
     "focal, boxes x 2": {"box_weight": 2.0},
     # The IoU-balanced recipe weighs a positive by 0.5 IoU^1.5: 0.36 at an IoU of 0.8.
-    "focal, smooth L1": {"options": (("smooth_l1", True), ("box_weight", 0.36))},
+    BEFORE: {"options": (("smooth_l1", True), ("box_weight", 0.36))},
 }
 ROWS = ("focal", *CONTROLS, *LOSSES[1:])
 

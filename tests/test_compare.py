@@ -102,6 +102,21 @@ def test_page(tmp_path, monkeypatch):
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in pictures)
 
 
+def test_factors_of_iou_are_judged_against_the_same_loss_without_them(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    reached = {"focal": 0.75, "focal, smooth L1": 0.25, "iou_balanced": 0.5, "harmonic": 0.125}
+    found = experiments.EXPERIMENTS["digits"].runs([])
+    content = {"settings": {"data": "digits", "epochs": 2}}
+    content["runs"] = [entry(run, ap=reached[run.row] + run.seed / 8) for run in found if run.row in reached]
+    (tmp_path / "digits" / "results.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["compare_page.py", str(tmp_path)])
+    compare_page.main()
+    page = (tmp_path / "README.md").read_text()
+    assert f"| iou_balanced{' | +0.250 ± 0.000' * 5} | +0.000 ± 0.000 |" in page
+    assert f"| harmonic{' | -0.125 ± 0.000' * 5} | +0.000 ± 0.000 |" in page
+    assert (tmp_path / "digits-boxes.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
