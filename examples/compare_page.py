@@ -52,13 +52,20 @@ def measured(values: list[float]) -> str:
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
-def difference(runs: list[dict], loss: str, key: str = "ap", base: str = "focal") -> str:
-    """Within each seed, this loss less another."""
-    by_seed = {run["seed"]: run[key] for run in runs if run["loss"] == base}
-    mean, half = interval(
-        [run[key] - by_seed[run["seed"]] for run in runs if run["loss"] == loss and run["seed"] in by_seed]
-    )
+def difference(own: list[dict], others: list[dict], key: str = "ap") -> str:
+    """Within each seed, these runs less the others."""
+    by_seed = {run["seed"]: run[key] for run in others}
+    mean, half = interval([run[key] - by_seed[run["seed"]] for run in own if run["seed"] in by_seed])
     return f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+
+
+def of_row(runs: list[dict], loss: str) -> list[dict]:
+    """Runs of a loss, or in each setting of the tuned variant of focal loss."""
+    if loss != "focal tuned":
+        return [run for run in runs if run["loss"] == loss]
+    best = {setting: tuned(setting, runs) for setting in {run["model"] for run in runs}}
+    names = {s: "focal" if v == PUBLISHED else name_of(v) for s, v in best.items() if v is not None}
+    return [run for run in runs if names.get(run["model"]) == run["loss"]]
 
 
 def overview(runs_of: dict[str, list[dict]]) -> list[str]:
@@ -68,8 +75,9 @@ def overview(runs_of: dict[str, list[dict]]) -> list[str]:
     for loss in finished_rows(runs_of):
         cells = []
         for runs in runs_of.values():
-            cells.append(measured([run["ap"] for run in runs if run["loss"] == loss]))
-            cells.append("" if loss == "focal" else difference(runs, loss))
+            own = of_row(runs, loss)
+            cells.append(measured([run["ap"] for run in own]))
+            cells.append("" if loss == "focal" else difference(own, of_row(runs, "focal")))
         lines.append(f"| {loss} | {' | '.join(cells)} |")
     return lines
 
@@ -78,16 +86,16 @@ def recipes(runs: list[dict]) -> list[str]:
     """Every loss by its recipe."""
     lines = ["| loss | seeds | AP | less focal | AP50 | AP75 | AP90 | correlation of score and IoU |", "|---" * 8 + "|"]
     for loss in ROWS:
-        own = [run for run in runs if run["loss"] == loss]
+        own = of_row(runs, loss)
         if own:
             cells = [measured([run[key] for run in own]) for key in ("ap50", "ap75")]
             cells += [measured([run["by_iou"][8] for run in own]), measured([run["correlation"] for run in own])]
-            less = "" if loss == "focal" else difference(runs, loss)
+            less = "" if loss == "focal" else difference(own, of_row(runs, "focal"))
             lines.append(f"| {loss} | {len(own)} | {measured([r['ap'] for r in own])} | {less} | {' | '.join(cells)} |")
     names = list(runs[0]["by_class"])
     lines += ["", "AP by class:", "", f"| loss | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for loss in ROWS:
-        own = [run for run in runs if run["loss"] == loss]
+        own = of_row(runs, loss)
         if own:
             cells = [f"{interval([run['by_class'][name] for run in own])[0]:.3f}" for name in names]
             lines.append(f"| {loss} | {' | '.join(cells)} |")
@@ -107,31 +115,27 @@ def localization(runs: list[dict]) -> list[str]:
         "|---" * (len(names) + 1) + "|",
     ]
     for loss in WITH_FACTORS:
-        lines.append(f"| {loss} | {' | '.join(difference(flat, loss, name, BEFORE) for name in names)} |")
+        cells = [difference(of_row(flat, loss), of_row(flat, BEFORE), name) for name in names]
+        lines.append(f"| {loss} | {' | '.join(cells)} |")
     return lines
-
-
-def of_row(runs: list[dict], loss: str) -> list[dict]:
-    """Runs of a loss, or in each setting of the tuned variant of focal loss."""
-    if loss != "focal tuned":
-        return [run for run in runs if run["loss"] == loss]
-    best = {setting: tuned(setting, runs) for setting in {run["model"] for run in runs}}
-    names = {s: "focal" if v == PUBLISHED else name_of(v) for s, v in best.items() if v is not None}
-    return [run for run in runs if names.get(run["model"]) == run["loss"]]
 
 
 def imbalance(runs: list[dict]) -> list[str]:
-    """A table: settings by losses."""
+    """Two tables, settings by losses: AP, and the differences from focal loss."""
     settings = [f"classes {ratio:g}:1" for ratio in IMBALANCES] + [f"top {top_k} anchors" for top_k in TOP_KS]
     rows = ("focal", "focal tuned", *WITHOUT_KNOBS)
-    lines = [f"| setting | {' | '.join(rows)} | tuned to |", "|---" * (len(rows) + 2) + "|"]
+    means = [f"| AP | {' | '.join(rows)} | tuned to |", "|---" * (len(rows) + 2) + "|"]
+    differences = [f"| less focal | {' | '.join(rows[1:])} |", "|---" * len(rows) + "|"]
     for setting in settings:
         here = [run for run in runs if run["model"] == setting]
-        cells = [measured([r["ap"] for r in found]) if (found := of_row(here, loss)) else "" for loss in rows]
-        best = tuned(setting, here)
-        if here:
-            lines.append(f"| {setting} | {' | '.join(cells)} | {name_of(best) if best else ''} |")
-    return lines
+        found = [of_row(here, loss) for loss in rows]
+        if found[0]:
+            best = tuned(setting, here)
+            cells = [measured([run["ap"] for run in own]) if own else "" for own in found]
+            means.append(f"| {setting} | {' | '.join(cells)} | {name_of(best) if best else ''} |")
+            cells = [difference(own, found[0]) if own else "" for own in found[1:]]
+            differences.append(f"| {setting} | {' | '.join(cells)} |")
+    return [*means, "", *differences]
 
 
 def tuning(runs: list[dict]) -> list[str]:

@@ -142,10 +142,12 @@ def plot_imbalance(path: Path, runs: list[dict], rows: Callable[[list[dict], str
         for _, setting in sorted(tops.items())
         if any(run["model"] == setting for run in runs)
     }
-    for loss in ("focal", "focal tuned", *WITHOUT_KNOBS):
+    for i, loss in enumerate(("focal", "focal tuned", *WITHOUT_KNOBS)):
         own = rows(runs, loss)
-        _line(classes, loss, [(x, [r for r in own if r["model"] == f"classes {x:g}:1"]) for x in IMBALANCES])
-        _line(positives, loss, [(x, [r for r in own if r["model"] == setting]) for setting, x in shares.items()])
+        aside, ratios = (i - 2.5) / 100, {f"classes {ratio:g}:1": ratio for ratio in IMBALANCES}
+        for panel, settings, width in ((classes, ratios, 7), (positives, shares, 3)):  # so that intervals are apart
+            at = {setting: x * math.exp(aside * width) for setting, x in settings.items()}
+            _line(panel, loss, [(x, [r for r in own if r["model"] == setting]) for setting, x in at.items()])
     classes.set(xscale="log", xlabel="most frequent class : rarest, in training", ylabel="AP", title="Rare classes")
     classes.set_xticks(IMBALANCES, [f"{ratio:g}:1" for ratio in IMBALANCES])
     positives.set(xscale="log", xlabel="share of positive anchors in training", title="Few and many positives")
