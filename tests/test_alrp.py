@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from cases import GOLDEN_DTYPES, assert_close, golden, load
+from cases import PRECISE_DTYPES, assert_close, golden, load
 from ranking_losses import evaluate
 
 import triton_rankloss as rankloss
 
 
 @pytest.mark.parametrize("path", golden("alrp"), ids=lambda path: path.stem)
-@pytest.mark.parametrize("dtype", GOLDEN_DTYPES)
+@pytest.mark.parametrize("dtype", PRECISE_DTYPES)
 def test_golden(path, dtype, device):
     case = load(path)
     logits, errors = case["logits"].to(device, dtype), case["loc_errors"].to(device, dtype)

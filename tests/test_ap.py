@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import GOLDEN_DTYPES, assert_close, golden, load
+from cases import PRECISE_DTYPES, assert_close, golden, load
 
 import triton_rankloss as rankloss
 
@@ -14,7 +14,7 @@ def loss_and_gradient(logits, targets, **options):
 
 
 @pytest.mark.parametrize("path", golden("ap"), ids=lambda path: path.stem)
-@pytest.mark.parametrize("dtype", GOLDEN_DTYPES)
+@pytest.mark.parametrize("dtype", PRECISE_DTYPES)
 def test_golden(path, dtype, device):
     case = load(path)
     logits, targets = case["logits"].to(device, dtype), case["targets"].to(device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, assert_close, assert_equal
+from cases import DTYPES, INTERPRETED, assert_close, assert_equal
 from contract import NUM_CLASSES, each, evaluate, foreground, forms, make_inputs, make_labels, scopes, total_of
 
 import triton_rankloss as rankloss
@@ -67,7 +67,7 @@ def test_parts_that_a_nan_reaches(loss, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("delta", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("delta", [0.0, 1.0] if INTERPRETED else [0.0, 1.0, 100.0])
 def test_infinite_logits_of_a_ranking_tie_with_each_other_beyond_all_others(delta, dtype, device):
     """In every dtype; a positive and a negative, b = H(n - p), AP Loss = b / (1 + b)."""
     tie = 1.0 if delta == 0 else 0.5

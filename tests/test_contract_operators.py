@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import INTERPRETED
 from contract import LOSSES, evaluate, forms, make_inputs, scopes, to_dtype
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,8 +52,13 @@ def recorded():
         torch.distributed.destroy_process_group()
 
 
+# Gradients and tracing were checked by the first pass; shapes and what is written to differ between implementations.
+OF_KERNELS = ("test_schema", "test_faketensor")
+CHECKS = {"test_utils": OF_KERNELS} if INTERPRETED else {}
+
+
 @pytest.mark.parametrize("operator", sorted(name for name in OPDEFS if name.startswith("triton_rankloss::")))
 def test_opcheck(operator, recorded, device):
     for arguments in recorded[operator].values():
         moved = tree_map_only(torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), arguments)
-        torch.library.opcheck(OPDEFS[operator]._opoverload, moved)
+        torch.library.opcheck(OPDEFS[operator]._opoverload, moved, **CHECKS)

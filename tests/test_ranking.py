@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import INTERPRETED, KINDS, assert_close, batch, dense as shuffled, scores
+from cases import INTERPRETED, KINDS, PRECISE_DTYPES, assert_close, batch, dense as shuffled, scores
 from hypothesis import given, settings, strategies as st
 from ranking_losses import LOSSES, evaluate, oracle
 from torch.profiler import profile
@@ -157,7 +157,7 @@ def test_leading_dimensions_are_scopes(engine):
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", PRECISE_DTYPES)
 @pytest.mark.parametrize(
     "logits",
     [
@@ -349,6 +349,8 @@ def test_infinite_positives_and_negatives(name, device):
 @every_loss
 def test_float16_with_many_false_positives(name, device, interpreted):
     # 200 k negatives above every positive: in half precision their number overflows to infinity (and 70 k do too).
+    if interpreted and name != "rank_sort":
+        pytest.skip("slow there, and the losses share a count: Rank & Sort does most with it")
     num_negatives = 70_000 if interpreted else 200_000
     logits = torch.cat([torch.randn(20), 8 + torch.randn(num_negatives)]).to(device, torch.float16).requires_grad_()
     targets = torch.zeros(num_negatives + 20, device=device)

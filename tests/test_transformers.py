@@ -80,9 +80,13 @@ def test_weight_of_the_classes():
         assert thrice[part].item() == pytest.approx(factor * value.item(), rel=1e-5)
 
 
-def test_the_last_layer_from_its_matches(model, labels):
+@pytest.mark.parametrize("class_cost", [2.0, 0.0])
+def test_the_last_layer_from_its_matches(model, labels, class_cost):
+    use_loss(model, rankloss.RankSortLoss())
+    # Settings are read at every call, so that a schedule may change them.
     model.config.auxiliary_loss = False
-    outputs = forward(use_loss(model, rankloss.RankSortLoss()), labels)
+    model.config.matcher_class_cost = class_cost
+    outputs = forward(model, labels)
     assert outputs.auxiliary_outputs is None
     # The denoising queries come first.
     logits, boxes = outputs.logits[:, -20:], outputs.pred_boxes[:, -20:]
