@@ -142,9 +142,10 @@ def plot_imbalance(path: Path, runs: list[dict], rows: Callable[[list[dict], str
         for _, setting in sorted(tops.items())
         if any(run["model"] == setting for run in runs)
     }
+    ratios = {f"classes {ratio:g}:1": ratio for ratio in IMBALANCES}
     for i, loss in enumerate(("focal", "focal tuned", *WITHOUT_KNOBS)):
         own = rows(runs, loss)
-        aside, ratios = (i - 2.5) / 100, {f"classes {ratio:g}:1": ratio for ratio in IMBALANCES}
+        aside = (i - 2.5) / 100
         for panel, settings, width in ((classes, ratios, 7), (positives, shares, 3)):  # so that intervals are apart
             at = {setting: x * math.exp(aside * width) for setting, x in settings.items()}
             _line(panel, loss, [(x, [r for r in own if r["model"] == setting]) for setting, x in at.items()])
