@@ -53,7 +53,6 @@ LOSSES = {
     "dr": rankloss.DRLoss,
     "iou_balanced": rankloss.IoUBalancedFocalLoss,
 }
-RANKING = (rankloss.APLoss, rankloss.RankSortLoss, rankloss.DRLoss)
 
 
 def small_model(name: str, categories: list[dict]) -> PreTrainedModel:
@@ -184,9 +183,6 @@ def run(name: str, loss: nn.Module | None, dataset: Dataset, options: TrainingAr
         model = model.from_pretrained(checkpoint)
     if loss is not None:
         use_loss(model, loss)
-    if isinstance(loss, RANKING):
-        # Matched by their scores, the queries that rank first would be the positives whatever their boxes.
-        model.config.matcher_class_cost = 0.0
     trainer = DetectionTrainer(
         model,
         options,

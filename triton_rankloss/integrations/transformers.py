@@ -4,13 +4,14 @@
     use_loss(model, rankloss.RankSortLoss())
     model(pixel_values=images, labels=labels).loss.backward()  # as before, and so in Trainer
 
-Matching and the losses of boxes are those of the library, with the weights of the model's config. Every set of
-predictions (each decoder layer, the encoder's, the denoising queries of each layer) is ranked by itself, over all
-images of the batch. Needs transformers, scipy and pillow, which the extra ``transformers`` brings.
+The losses of boxes are those of the library, with the weights of the model's config, and so is matching, for which the
+scores of a ranking are given a level. Every set of predictions (each decoder layer, the denoising queries of each
+layer) is ranked by itself, over all images of the batch; the encoder's keeps the library's loss. Needs transformers,
+scipy and pillow, which the extra ``transformers`` brings.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,7 @@ from ..boxes import box_iou
 _DEFORMABLE = (DeformableDetrForObjectDetection, ConditionalDetrForObjectDetection, DabDetrForObjectDetection)
 MODELS = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection, DFineForObjectDetection, *_DEFORMABLE)
 _OF_SCORES = (APLoss, DRLoss)
+_RANKING = (APLoss, RankSortLoss, DRLoss)
 _OF_SCORES_AND_IOU = (RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 
 Labels = list[dict[str, Tensor]]  # per image: "class_labels" [n] and "boxes" [n, 4], centre and size in fractions
@@ -42,8 +44,19 @@ Indices = list[tuple[Tensor, Tensor]]  # per image: queries, and the objects tha
 Outputs = dict[str, Tensor]  # "logits" [B, Q, C], "pred_boxes" [B, Q, 4] and D-FINE's own, of one set of predictions
 
 
+class Set(NamedTuple):
+    """One set of predictions."""
+
+    suffix: str  # of the names of its losses
+    kind: Literal["layer", "encoder", "denoising"]
+    outputs: Outputs
+
+
 def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
     """Give a detector another classification loss.
+
+    With a ranking (AP, Rank & Sort, DR) the matcher sees the scores at a level at which the highest of an image is 1/2,
+    and the encoder of RT-DETR and D-FINE, whose scores choose the queries among all positions, keeps the library's loss.
 
     Args:
         model: an RT-DETR, RT-DETRv2, D-FINE, Deformable DETR, Conditional DETR or DAB-DETR `...ForObjectDetection`;
@@ -74,7 +87,7 @@ def _loss_function(
     """For the `loss_function` of `model`, which takes functions alone: a module set there is ignored."""
     deformable = isinstance(model, _DEFORMABLE)
     make_criterion = _deformable_criterion if deformable else _rt_detr_criterion
-    make_sets: Callable[..., Iterator[tuple[str, Outputs]]] = _deformable_sets if deformable else _rt_detr_sets
+    make_sets: Callable[..., Iterator[Set]] = _deformable_sets if deformable else _rt_detr_sets
 
     def loss_function(
         logits: Tensor,
@@ -94,22 +107,40 @@ def _loss_function(
         layers: Outputs = {"logits": outputs_class, "pred_boxes": outputs_coord}
         sets = list(make_sets(config, {"logits": logits, "pred_boxes": pred_boxes}, layers, denoising, **more))
         parts: dict[str, Tensor] = {}
-        for suffix, outputs in sets:
-            if "_dn_" in suffix:
+        for suffix, kind, outputs in sets:
+            # The encoder's are the tokens that score highest: ranking them would say nothing of the tokens left out.
+            as_before = kind == "encoder" and isinstance(loss, _RANKING)
+            if kind == "denoising":
                 indices, normalizer = RTDetrLoss.get_cdn_matched_indices(denoising, labels), num_noisy
             else:
-                indices, normalizer = criterion.matcher(outputs, labels), num_objects
-            found = criterion.loss_boxes(outputs, labels, indices, normalizer)
+                to_match = outputs if as_before else _to_match(loss, outputs)
+                indices, normalizer = criterion.matcher(to_match, labels), num_objects
+            of_boxes = criterion.loss_boxes(outputs, labels, indices, normalizer)
             if isinstance(criterion, DFineLoss):
-                found |= criterion.loss_local(outputs, labels, indices, normalizer)
-            found = {name: weights[name] * part for name, part in found.items()}
-            for name, part in _class_parts(loss, outputs, labels, indices).items():
-                found[name] = weights.get("loss_vfl", 1.0) * part
-            parts |= {name + suffix: part for name, part in found.items()}
-        earlier = [outputs for suffix, outputs in sets[1:] if "_dn_" not in suffix]
+                of_boxes |= criterion.loss_local(outputs, labels, indices, normalizer)
+            if as_before:
+                of_classes = criterion.loss_labels_vfl(outputs, labels, indices, normalizer)
+            else:
+                of_classes = _class_parts(loss, outputs, labels, indices)
+            parts |= {name + suffix: weights[name] * part for name, part in of_boxes.items()}
+            parts |= {name + suffix: weights.get("loss_vfl", 1.0) * part for name, part in of_classes.items()}
+        earlier = [outputs for _, kind, outputs in sets[1:] if kind != "denoising"]
         return torch.stack(list(parts.values())).sum(), parts, earlier if config.auxiliary_loss else None
 
     return loss_function
+
+
+def _to_match(loss: nn.Module, outputs: Outputs) -> Outputs:
+    """`outputs` with the scores that the matcher is to see: those of a ranking so that the highest of an image is 1/2.
+
+    The cost of a class, (1 - p)^2 (-log p) / 4 - 3/4 p^2 (-log(1 - p)), falls by 1.2 from p = 0.01 to 1/2, and then
+    without bound: by 3.3 to 0.99. A ranking leaves the level of the scores open. Where p is high, this cost outweighs
+    those of the boxes; the queries that score highest are the positives, and the ranking has nothing left to learn.
+    """
+    if not isinstance(loss, _RANKING):
+        return outputs
+    logits = outputs["logits"]
+    return {**outputs, "logits": logits - logits.amax((1, 2), keepdim=True)}
 
 
 def _rt_detr_criterion(config: Any) -> tuple[Any, dict[str, float]]:
@@ -151,8 +182,8 @@ def _rt_detr_sets(
     config: Any, last: Outputs, layers: Outputs, denoising: dict[str, Any] | None, *,
     enc_topk_logits: Tensor, enc_topk_bboxes: Tensor, predicted_corners: Tensor | None = None,
     initial_reference_points: Tensor | None = None, **_: Any,
-) -> Iterator[tuple[str, Outputs]]:  # fmt: skip
-    """(suffix of its parts' names, outputs) of every set of RT-DETR or D-FINE; `layers` are [B, L, Q, ...]."""
+) -> Iterator[Set]:  # fmt: skip
+    """Every set of predictions of RT-DETR or D-FINE; `layers` are [B, L, Q, ...]."""
     encoder = {"logits": enc_topk_logits, "pred_boxes": enc_topk_bboxes}
     if predicted_corners is not None and initial_reference_points is not None:
         for outputs in (last, layers, encoder):
@@ -164,11 +195,13 @@ def _rt_detr_sets(
         noisy = {name: stack.split(split, dim=2)[0] for name, stack in layers.items()}
         layers = {name: stack.split(split, dim=2)[1] for name, stack in layers.items()}
         last = {name: values.split(split, dim=1)[1] for name, values in last.items()}
-    yield "", last
+    yield Set("", "layer", last)
     if config.auxiliary_loss:
-        yield from ((f"_aux_{i}", outputs) for i, outputs in enumerate([*_unstack(layers, slice(-1)), encoder]))
+        earlier = _unstack(layers, slice(-1))
+        yield from (Set(f"_aux_{i}", "layer", outputs) for i, outputs in enumerate(earlier))
+        yield Set(f"_aux_{len(earlier)}", "encoder", encoder)
     if config.auxiliary_loss and noisy is not None:
-        yield from ((f"_dn_{i}", outputs) for i, outputs in enumerate(_unstack(noisy, slice(None))))
+        yield from (Set(f"_dn_{i}", "denoising", outputs) for i, outputs in enumerate(_unstack(noisy, slice(None))))
 
 
 def _unstack(layers: Outputs, chosen: slice) -> list[Outputs]:
@@ -182,12 +215,13 @@ def _unstack(layers: Outputs, chosen: slice) -> list[Outputs]:
     return [outputs | teacher for outputs in unstacked]
 
 
-def _deformable_sets(config: Any, last: Outputs, layers: Outputs, *_: Any) -> Iterator[tuple[str, Outputs]]:
+def _deformable_sets(config: Any, last: Outputs, layers: Outputs, *_: Any) -> Iterator[Set]:
     """The same of Deformable, Conditional and DAB-DETR; `layers` are [L, B, Q, ...]."""
-    yield "", last
+    yield Set("", "layer", last)
     if config.auxiliary_loss:
         earlier = zip(layers["logits"][:-1], layers["pred_boxes"][:-1], strict=True)
-        yield from ((f"_{i}", {"logits": logits, "pred_boxes": boxes}) for i, (logits, boxes) in enumerate(earlier))
+        for i, (logits, boxes) in enumerate(earlier):
+            yield Set(f"_{i}", "layer", {"logits": logits, "pred_boxes": boxes})
 
 
 def _class_parts(loss: nn.Module, outputs: Outputs, targets: Labels, indices: Indices) -> dict[str, Tensor]:
