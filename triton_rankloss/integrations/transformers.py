@@ -55,8 +55,8 @@ class Set(NamedTuple):
 def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
     """Give a detector another classification loss.
 
-    With a ranking (AP, Rank & Sort, DR) the matcher sees the scores at a level at which the highest of an image is 1/2,
-    and the encoder of RT-DETR and D-FINE, whose scores choose the queries among all positions, keeps the library's loss.
+    With a ranking (AP, Rank & Sort, DR) the matcher sees the scores at a level at which the highest of an image is 1/2.
+    The encoder of RT-DETR and D-FINE, whose scores choose the queries among all positions, then keeps the library's loss.
 
     Args:
         model: an RT-DETR, RT-DETRv2, D-FINE, Deformable DETR, Conditional DETR or DAB-DETR `...ForObjectDetection`;
@@ -134,7 +134,7 @@ def _to_match(loss: nn.Module, outputs: Outputs) -> Outputs:
     """`outputs` with the scores that the matcher is to see: those of a ranking so that the highest of an image is 1/2.
 
     The cost of a class, (1 - p)^2 (-log p) / 4 - 3/4 p^2 (-log(1 - p)), falls by 1.2 from p = 0.01 to 1/2, and then
-    without bound: by 3.3 to 0.99. A ranking leaves the level of the scores open. Where p is high, this cost outweighs
+    faster: by 3.3 to 0.99. A ranking leaves the level of the scores open. Where p is high, this cost outweighs
     those of the boxes; the queries that score highest are the positives, and the ranking has nothing left to learn.
     """
     if not isinstance(loss, _RANKING):
