@@ -56,7 +56,7 @@ def use_loss(model: PreTrainedModel, loss: nn.Module) -> PreTrainedModel:
     """Give a detector another classification loss.
 
     With a ranking (AP, Rank & Sort, DR) the matcher sees the scores at a level at which the highest of an image is 1/2.
-    The encoder of RT-DETR and D-FINE, whose scores choose the queries among all positions, then keeps the library's loss.
+    The encoder of RT-DETR and D-FINE, whose scores choose the queries among all positions, keeps the library's loss.
 
     Args:
         model: an RT-DETR, RT-DETRv2, D-FINE, Deformable DETR, Conditional DETR or DAB-DETR `...ForObjectDetection`;
