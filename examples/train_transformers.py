@@ -53,6 +53,7 @@ LOSSES = {
     "dr": rankloss.DRLoss,
     "iou_balanced": rankloss.IoUBalancedFocalLoss,
 }
+RANKING = (rankloss.APLoss, rankloss.RankSortLoss, rankloss.DRLoss)
 
 
 def small_model(name: str, categories: list[dict]) -> PreTrainedModel:
@@ -183,6 +184,9 @@ def run(name: str, loss: nn.Module | None, dataset: Dataset, options: TrainingAr
         model = model.from_pretrained(checkpoint)
     if loss is not None:
         use_loss(model, loss)
+    if isinstance(loss, RANKING):
+        # Scores that a ranking has set apart would outweigh the boxes: docs/transformers.md.
+        model.config.matcher_class_cost = 0.5
     trainer = DetectionTrainer(
         model,
         options,
@@ -206,6 +210,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["rt_detr"])
     parser.add_argument("--loss", nargs="+", choices=(*LOSSES, "all"), default=["rank_sort"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
+    parser.add_argument("--scenes", type=int, default=128, help="of digits, to train on")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 192), help="of its images")
     parser.add_argument("--out", type=Path, default=Path("out/transformers"), help="for results.json and checkpoints")
     parser.add_argument("--epochs", type=float, default=1)
@@ -221,8 +226,9 @@ def main() -> None:
         if arguments.data:
             dataset = coco_folder(arguments.data, *arguments.size)
         else:
-            dataset = digit_scenes(128, 128, seed=0)
+            dataset = digit_scenes(arguments.scenes, 128, seed=0)
         settings = {"data": dataset.name, "size": list(dataset.train.images.shape[:1:-1])}
+        settings |= {} if arguments.data else {"scenes": arguments.scenes}
         settings |= {name: vars(arguments)[name] for name in ("epochs", "batch_size", "learning_rate")}
         settings["processes"] = options_of(arguments, arguments.out, 0).world_size
         results = Results(arguments.out, ("transformers", "accelerate"), settings)

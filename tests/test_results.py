@@ -51,7 +51,11 @@ def test_table():
     ]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "results").glob("*/results.json")), ids=str)
+RESULTS = ROOT / "examples" / "results"
+OF_PAGES = sorted([*RESULTS.glob("*/results.json"), *RESULTS.glob("transformers/*/results.json")])
+
+
+@pytest.mark.parametrize("file", OF_PAGES, ids=str)
 def test_the_page_of_a_stack_shows_its_results(file):
-    page = (ROOT / "docs" / f"{file.parent.name}.md").read_text()
+    page = (ROOT / "docs" / f"{file.relative_to(RESULTS).parts[0]}.md").read_text()
     assert results.table(json.loads(file.read_text())["runs"]) in page
