@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Two processes of one thread each are faster here than one of two.
-PARALLEL := -n 2 --dist worksteal
+# Two processes of one thread each are faster here than one of two, and the slowest file bounds the time.
+PARALLEL := -n 2 --dist loadfile
 NOT_OF_KERNELS := ahead_of_time bench bench_peers cli compare example notebooks package pages pictures readme repository results site
 KERNEL_TESTS := $(filter-out $(NOT_OF_KERNELS:%=tests/test_%.py), $(wildcard tests/test_*.py))
 
