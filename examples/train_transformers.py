@@ -24,6 +24,7 @@ from digits import digit_scenes
 from evaluate import coco_score
 from results import KEYS, Results, table
 from torch import Tensor, nn
+from train_detector import positive_integer
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["rt_detr"])
     parser.add_argument("--loss", nargs="+", choices=(*LOSSES, "all"), default=["rank_sort"])
     parser.add_argument("--data", type=Path, help="COCO-format folder (default: scenes of handwritten digits)")
-    parser.add_argument("--scenes", type=int, default=128, help="of digits, to train on")
+    parser.add_argument("--scenes", type=positive_integer, default=128, help="number of digit scenes to train on")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 192), help="of its images")
     parser.add_argument("--out", type=Path, default=Path("out/transformers"), help="for results.json and checkpoints")
     parser.add_argument("--epochs", type=float, default=1)

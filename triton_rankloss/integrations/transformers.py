@@ -36,7 +36,7 @@ from ..boxes import box_iou
 _DEFORMABLE = (DeformableDetrForObjectDetection, ConditionalDetrForObjectDetection, DabDetrForObjectDetection)
 MODELS = (RTDetrForObjectDetection, RTDetrV2ForObjectDetection, DFineForObjectDetection, *_DEFORMABLE)
 _OF_SCORES = (APLoss, DRLoss)
-_RANKING = (APLoss, RankSortLoss, DRLoss)
+_RANKING = (*_OF_SCORES, RankSortLoss)
 _OF_SCORES_AND_IOU = (RankSortLoss, IoUBalancedFocalLoss, IoUBalancedBCELoss)
 
 Labels = list[dict[str, Tensor]]  # per image: "class_labels" [n] and "boxes" [n, 4], centre and size in fractions
